@@ -1,0 +1,155 @@
+"""What a backend is: it says which nodes it supports, builds an engine from a subgraph of them, and loads an engine from bytes.
+
+`tiacc.backends.reference` is the template to copy. `tests/backends/test_contract.py` holds every registered backend to what is
+written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import fx
+
+from tiacc.graph.specs import TensorSpec
+from tiacc.registry import Registry
+
+B = TypeVar("B", bound="type[Backend]")
+
+
+@dataclass(frozen=True)
+class Support:
+    """An answer to "can you?": true or false, and when false the reason.
+
+    Attributes:
+        ok: The answer.
+        reason: One phrase for the report, without a capital or a full stop: ``"no converter for aten.foo.default"``.
+    """
+
+    ok: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+SUPPORTED = Support(True)
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """What an engine is built for.
+
+    Attributes:
+        inputs: The type of each input, in the order of the subgraph's placeholders.
+        outputs: The type of each output.
+        device: Where it will run.
+        profiles: The shape sets to build for. Each is a ``(min, opt, max)`` of one shape per input, in elements. One
+            profile whose three are equal is a static engine; several static ones are a set of alternatives.
+        workspace_bytes: The most scratch memory that the engine may use.
+        options: The user's options for this backend.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    device: torch.device
+    profiles: tuple[Profile, ...] = ()
+    workspace_bytes: int = 1 << 30
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A range of shapes, one shape per input, in elements."""
+
+    min: tuple[tuple[int, ...], ...]
+    opt: tuple[tuple[int, ...], ...]
+    max: tuple[tuple[int, ...], ...]
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it is a single set of shapes."""
+        return self.min == self.max
+
+    def admits(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Return whether inputs of these shapes fit."""
+        return all(
+            len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high))
+            for shape, low, high in zip(shapes, self.min, self.max, strict=True)
+        )
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A compiled subgraph."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Compute the outputs on the caller's current stream, without waiting for the device.
+
+        The inputs have been checked against the specs and may have any strides. They are not written to and not kept. Each call
+        returns tensors of its own. Several threads may call at once.
+        """
+        ...
+
+    def serialize(self) -> bytes:
+        """Return all that `Backend.load` needs."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A way to run subgraphs faster.
+
+    Class attributes:
+        name: The name it is registered under, and by which saved models find it.
+        device_types: The devices it runs on: ``("cpu",)``, ``("cuda",)``.
+    """
+
+    name: ClassVar[str]
+    device_types: ClassVar[tuple[str, ...]]
+
+    def available(self) -> Support:
+        """Return whether its library, driver and device are here; the reason says what to install. Must be cheap and not raise."""
+        ...
+
+    def version(self) -> str:
+        """Return the version of its library, or an empty string where it is not installed."""
+        ...
+
+    def supports(self, node: fx.Node) -> Support:
+        """Return whether `build` accepts `node` in any subgraph. Depends on the node, its arguments and their ``meta`` only."""
+        ...
+
+    def build(self, subgraph: fx.GraphModule, spec: BuildSpec) -> Engine:
+        """Compile a subgraph, every ``call_function`` node of which is supported or a scalar function (`specs.is_scalar`).
+
+        Its placeholders are tensors. It is not changed.
+
+        Raises:
+            BuildError: With the node, its source line and the library's own message.
+        """
+        ...
+
+    def load(self, payload: bytes) -> Engine:
+        """Return the engine that `Engine.serialize` wrote, from nothing but the bytes.
+
+        Raises:
+            EngineFormatError: The bytes are not such an engine.
+            BackendUnavailableError: The engine cannot run on this machine.
+        """
+        ...
+
+
+backends: Registry[type[Backend]] = Registry("backend", "tiacc.backends")
+"""The registered backends by name."""
+
+
+def register(cls: B) -> B:
+    """Register a backend class under its ``name``."""
+    backends.register(cls.name)(cls)
+    return cls

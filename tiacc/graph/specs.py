@@ -1,0 +1,253 @@
+"""What is known of each value of a graph before it runs: shape, dtype, device.
+
+Every node of a region's graph carries ``meta["val"]``: a fake tensor (shape and dtype without data; a dimension that varies is a
+`torch.SymInt`), a number, or a list or tuple of these. `infer` fills it in for one node, `update` for those of a graph that lack it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from tiacc.errors import ImportGraphError
+from tiacc.graph import torch_compat
+
+SCALAR_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    {
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+        operator.truediv,
+        operator.mod,
+        operator.neg,
+        operator.eq,
+        operator.ne,
+        operator.lt,
+        operator.le,
+        operator.gt,
+        operator.ge,
+        torch.sym_int,
+        torch.sym_float,
+        torch.sym_max,
+        torch.sym_min,
+        torch.ops.aten.sym_size.int,
+    }
+)
+"""The call targets besides aten overloads and `operator.getitem`: arithmetic on the sizes of tensors. They cost nothing at run time."""
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dimension whose size varies between calls.
+
+    Attributes:
+        name: What tells it from others; the same name is the same size.
+        min: The smallest size, in elements.
+        opt: The size to be fastest at, in elements.
+        max: The largest size, in elements.
+    """
+
+    name: str
+    min: int
+    opt: int
+    max: int
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.min}..{self.max}"
+
+
+Shape: TypeAlias = tuple[int | Dim, ...]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """The type of a tensor.
+
+    Attributes:
+        shape: Sizes in elements; a `Dim` where the size varies.
+        dtype: The element type.
+        device: Where it lives.
+        memory_format: How it is laid out.
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device = torch.device("cpu")
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether a dimension varies."""
+        return any(isinstance(size, Dim) for size in self.shape)
+
+    def sizes(self, which: str = "opt") -> tuple[int, ...]:
+        """Return the shape in numbers.
+
+        Args:
+            which: ``"min"``, ``"opt"`` or ``"max"``.
+        """
+        return tuple(getattr(size, which) if isinstance(size, Dim) else size for size in self.shape)
+
+    def admits(self, shape: Sequence[int]) -> bool:
+        """Return whether a tensor of `shape` fits."""
+        return len(shape) == len(self.shape) and all(
+            want.min <= size <= want.max if isinstance(want, Dim) else size == want for want, size in zip(self.shape, shape)
+        )
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
+
+
+def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode:
+    """Return the mode in which the values of `gm` live; made on first use."""
+    mode = gm.meta.get("fake_mode")
+    if mode is None:
+        for node in gm.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, FakeTensor):
+                mode = value.fake_mode
+                break
+        else:
+            mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        gm.meta["fake_mode"] = mode
+    assert isinstance(mode, FakeTensorMode)
+    return mode
+
+
+def fetch_attr(gm: fx.GraphModule, name: str) -> Any:
+    """Return the attribute of `gm` that a ``get_attr`` node of target `name` reads."""
+    value: Any = gm
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def infer(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """Compute ``node.meta["val"]`` from the values of its inputs, store and return it.
+
+    Raises:
+        ImportGraphError: The operator refuses inputs of these shapes or dtypes, or the size of its result depends on data.
+    """
+    mode = fake_mode_of(gm)
+    if node.op == "get_attr":
+        value = fetch_attr(gm, str(node.target))
+        if isinstance(value, torch.Tensor):
+            value = torch_compat.fake_constant(mode, value)
+    elif node.op == "call_function":
+        args = fx.map_arg(node.args, lambda n: n.meta["val"])
+        kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+        try:
+            with mode, torch.no_grad():
+                value = node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception as error:
+            raise ImportGraphError(
+                f"the shape of {node.name} = {node.target} cannot be inferred{where(node)}: {type(error).__name__}: {error}"
+            ) from error
+    elif node.op == "output":
+        value = fx.map_arg(node.args[0], lambda n: n.meta["val"])
+    else:
+        raise ImportGraphError(f"{node.op} node {node.name} has no value of its own; set meta['val'] where it is made")
+    node.meta["val"] = value
+    return value
+
+
+def update(gm: fx.GraphModule, *, everything: bool = False) -> fx.GraphModule:
+    """Infer the value of each node of `gm` that has none yet.
+
+    Args:
+        gm: A graph whose placeholders have values.
+        everything: Infer the others again too, as after a change of dtype.
+    """
+    for node in gm.graph.nodes:
+        if node.op != "placeholder" and (everything or "val" not in node.meta):
+            infer(gm, node)
+    return gm
+
+
+def propagate(gm: fx.GraphModule, inputs: Sequence[TensorSpec | torch.Tensor | int | float | bool]) -> fx.GraphModule:
+    """Give every node of `gm` its value, from the types of the placeholders.
+
+    Args:
+        gm: A graph over aten overloads.
+        inputs: One spec (or example tensor, or number) for each placeholder, in order. Dims of one name are one symbol.
+    """
+    mode = gm.meta["fake_mode"] = FakeTensorMode(shape_env=ShapeEnv(specialize_zero_one=False), allow_non_fake_inputs=True)
+    symbols: dict[str, torch.SymInt] = {}
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(placeholders, inputs, strict=True):
+        if isinstance(spec, torch.Tensor):
+            spec = TensorSpec(tuple(spec.shape), spec.dtype, spec.device)
+        node.meta["val"] = fake_tensor(mode, spec, symbols) if isinstance(spec, TensorSpec) else spec
+    return update(gm, everything=True)
+
+
+def fake_tensor(mode: FakeTensorMode, spec: TensorSpec, symbols: dict[str, torch.SymInt]) -> torch.Tensor:
+    """Return a contiguous fake tensor of type `spec`.
+
+    Args:
+        mode: Where it shall live.
+        spec: Its type.
+        symbols: The symbol of each named `Dim` so far; new ones are added.
+    """
+    assert mode.shape_env is not None
+    sizes: list[int | torch.SymInt] = []
+    for size in spec.shape:
+        if isinstance(size, Dim):
+            if size.name not in symbols:
+                symbols[size.name] = torch_compat.new_symbol(mode.shape_env, size.name, size.min, size.opt, size.max)
+            sizes.append(symbols[size.name])
+        else:
+            sizes.append(size)
+    with mode:
+        return torch.empty(sizes, dtype=spec.dtype, device=spec.device)
+
+
+def spec_of(value: torch.Tensor) -> TensorSpec:
+    """Return the type of a tensor, fake or real."""
+    return TensorSpec(tuple(dim_of(size) for size in value.shape), value.dtype, value.device)
+
+
+def dim_of(size: int | torch.SymInt) -> int | Dim:
+    """Return a size as a number, or as the `Dim` that its symbolic expression ranges over."""
+    if isinstance(size, int):
+        return size
+    bounds = torch_compat.symbol_bounds(size)
+    if bounds.min == bounds.max:
+        return bounds.min
+    return Dim(bounds.expression, bounds.min, bounds.opt, bounds.max)
+
+
+def tensor_of(node: fx.Node) -> torch.Tensor:
+    """Return the fake tensor that `node` computes.
+
+    Raises:
+        TypeError: Its value is not one tensor.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{node.name} is {type(value).__name__}, not a tensor")
+    return value
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Return whether `node` computes one tensor."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def is_scalar(node: fx.Node) -> bool:
+    """Return whether `node` is arithmetic on sizes: a number, symbolic or not, that costs nothing to compute."""
+    return node.op == "call_function" and node.target in SCALAR_FUNCTIONS
+
+
+def where(node: fx.Node) -> str:
+    """Return ``" at FILE:LINE"`` of the TorchScript source of `node`, or an empty string."""
+    source = node.meta.get("source")
+    return f" at {source}" if source else ""
