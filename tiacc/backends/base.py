@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import fx
 
-from tiacc.graph.specs import TensorSpec
+from tiacc.graph.types import Profile as Profile
+from tiacc.graph.types import TensorSpec
 from tiacc.registry import Registry
 
 B = TypeVar("B", bound="type[Backend]")
@@ -58,27 +59,6 @@ class BuildSpec:
     profiles: tuple[Profile, ...] = ()
     workspace_bytes: int = 1 << 30
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A range of shapes, one shape per input, in elements."""
-
-    min: tuple[tuple[int, ...], ...]
-    opt: tuple[tuple[int, ...], ...]
-    max: tuple[tuple[int, ...], ...]
-
-    @property
-    def is_static(self) -> bool:
-        """Whether it is a single set of shapes."""
-        return self.min == self.max
-
-    def admits(self, shapes: Sequence[Sequence[int]]) -> bool:
-        """Return whether inputs of these shapes fit."""
-        return all(
-            len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high))
-            for shape, low, high in zip(shapes, self.min, self.max, strict=True)
-        )
 
 
 @runtime_checkable

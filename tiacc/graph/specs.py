@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx
@@ -18,6 +17,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tiacc.errors import ImportGraphError
 from tiacc.graph import torch_compat
+from tiacc.graph.types import Dim as Dim
+from tiacc.graph.types import Shape as Shape
+from tiacc.graph.types import TensorSpec as TensorSpec
 
 SCALAR_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -42,68 +44,6 @@ SCALAR_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     }
 )
 """The call targets besides aten overloads and `operator.getitem`: arithmetic on the sizes of tensors. They cost nothing at run time."""
-
-
-@dataclass(frozen=True)
-class Dim:
-    """A dimension whose size varies between calls.
-
-    Attributes:
-        name: What tells it from others; the same name is the same size.
-        min: The smallest size, in elements.
-        opt: The size to be fastest at, in elements.
-        max: The largest size, in elements.
-    """
-
-    name: str
-    min: int
-    opt: int
-    max: int
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.min}..{self.max}"
-
-
-Shape: TypeAlias = tuple[int | Dim, ...]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """The type of a tensor.
-
-    Attributes:
-        shape: Sizes in elements; a `Dim` where the size varies.
-        dtype: The element type.
-        device: Where it lives.
-        memory_format: How it is laid out.
-    """
-
-    shape: Shape
-    dtype: torch.dtype
-    device: torch.device = torch.device("cpu")
-    memory_format: torch.memory_format = torch.contiguous_format
-
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether a dimension varies."""
-        return any(isinstance(size, Dim) for size in self.shape)
-
-    def sizes(self, which: str = "opt") -> tuple[int, ...]:
-        """Return the shape in numbers.
-
-        Args:
-            which: ``"min"``, ``"opt"`` or ``"max"``.
-        """
-        return tuple(getattr(size, which) if isinstance(size, Dim) else size for size in self.shape)
-
-    def admits(self, shape: Sequence[int]) -> bool:
-        """Return whether a tensor of `shape` fits."""
-        return len(shape) == len(self.shape) and all(
-            want.min <= size <= want.max if isinstance(want, Dim) else size == want for want, size in zip(self.shape, shape)
-        )
-
-    def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
 
 
 def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode:
