@@ -1,7 +1,7 @@
 """The types of values: dimensions that vary, tensors, ranges of shapes.
 
-They stand apart from `tiacc.graph.specs`, which re-exports them, because they need nothing but torch: what a user calls before a graph
-exists (`tiacc.shapes`) and what runs after it is gone (`tiacc.runtime`) load them without the machinery of fake tensors.
+They stand apart from `tiacc.graph.specs`, which re-exports them, because they need nothing but torch: what a user calls before
+a graph exists (`tiacc.shapes`) and what runs when it is gone (`tiacc.runtime`) load them without the machinery of fake tensors.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TensorSpec:
 
     shape: Shape
     dtype: torch.dtype
-    device: torch.device = torch.device("cpu")
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - devices are immutable
     memory_format: torch.memory_format = torch.contiguous_format
 
     @property
