@@ -13,8 +13,9 @@ aten = torch.ops.aten
 
 def call(target, *args, **kwargs):
     graph = fx.Graph()
-    args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: graph.placeholder(a) if isinstance(a, str) and a in "xyz" else a)
-    return graph.call_function(target, tuple(args), dict(kwargs))
+    args = tuple(graph.placeholder(a) if isinstance(a, str) else a for a in args)
+    kwargs = {name: graph.placeholder(a) if isinstance(a, str) else a for name, a in kwargs.items()}
+    return graph.call_function(target, args, kwargs)
 
 
 def named(node):

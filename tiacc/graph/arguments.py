@@ -1,6 +1,6 @@
 """The arguments of a node by the names of its operator's schema.
 
-A call may give a trailing default or leave it out, and give an argument by position or by name. Code that reads ``node.args[3]``
+A call may give a trailing default or leave it out, and give an argument by position or by name. Code that reads ``args[3]``
 is wrong for one of the spellings; `bound` gives all of them as one::
 
     aten.conv2d(x, w, None, [2, 2])  →  {"input": x, "weight": w, "bias": None, "stride": [2, 2], "padding": [0, 0], ...}
