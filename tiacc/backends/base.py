@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import fx
 
+from tiacc.errors import BackendUnavailableError
 from tiacc.graph.types import Profile as Profile
 from tiacc.graph.types import TensorSpec
 from tiacc.registry import Registry
@@ -133,3 +134,17 @@ def register(cls: B) -> B:
     """Register a backend class under its ``name``."""
     backends.register(cls.name)(cls)
     return cls
+
+
+def require(name: str) -> Backend:
+    """Return a backend that can be used on this machine.
+
+    Raises:
+        RegistryError: No backend has this name.
+        BackendUnavailableError: Its library, driver or device is missing.
+    """
+    backend = backends.get(name)()
+    support = backend.available()
+    if not support:
+        raise BackendUnavailableError(f"the backend {name!r} cannot be used here: {support.reason}")
+    return backend

@@ -6,6 +6,7 @@ Every node of a region's graph carries ``meta["val"]``: a fake tensor (shape and
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tiacc.errors import ImportGraphError
 from tiacc.graph import torch_compat
@@ -40,10 +40,17 @@ SCALAR_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
         torch.sym_float,
         torch.sym_max,
         torch.sym_min,
+        math.floor,
+        math.ceil,
         torch.ops.aten.sym_size.int,
     }
 )
 """The call targets besides aten overloads and `operator.getitem`: arithmetic on the sizes of tensors. They cost nothing at run time."""
+
+
+def new_fake_mode() -> FakeTensorMode:
+    """Return a mode in which a result whose size depends on data is an error."""
+    return FakeTensorMode(shape_env=torch_compat.new_shape_env(), allow_non_fake_inputs=True)
 
 
 def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode:
@@ -56,7 +63,7 @@ def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode:
                 mode = value.fake_mode
                 break
         else:
-            mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+            mode = new_fake_mode()
         gm.meta["fake_mode"] = mode
     assert isinstance(mode, FakeTensorMode)
     return mode
@@ -82,19 +89,30 @@ def infer(gm: fx.GraphModule, node: fx.Node) -> Any:
         if isinstance(value, torch.Tensor):
             value = torch_compat.fake_constant(mode, value)
     elif node.op == "call_function":
-        args = fx.map_arg(node.args, lambda n: n.meta["val"])
-        kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
-        try:
-            with mode, torch.no_grad():
-                value = node.target(*args, **kwargs)  # type: ignore[operator]
-        except Exception as error:
-            raise ImportGraphError(
-                f"the shape of {node.name} = {node.target} cannot be inferred{where(node)}: {type(error).__name__}: {error}"
-            ) from error
+        value = infer_call(mode, node)
     elif node.op == "output":
         value = fx.map_arg(node.args[0], lambda n: n.meta["val"])
     else:
         raise ImportGraphError(f"{node.op} node {node.name} has no value of its own; set meta['val'] where it is made")
+    node.meta["val"] = value
+    return value
+
+
+def infer_call(mode: FakeTensorMode, node: fx.Node) -> Any:
+    """Compute ``meta["val"]`` of a ``call_function`` node in the given mode, store and return it.
+
+    Raises:
+        ImportGraphError: As `infer`.
+    """
+    args = fx.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+    try:
+        with torch_compat.inference(mode):
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception as error:
+        raise ImportGraphError(
+            f"the shape of {node.name} = {node.target} cannot be inferred{where(node)}: {type(error).__name__}: {error}"
+        ) from error
     node.meta["val"] = value
     return value
 
@@ -119,7 +137,7 @@ def propagate(gm: fx.GraphModule, inputs: Sequence[TensorSpec | torch.Tensor | i
         gm: A graph over aten overloads.
         inputs: One spec (or example tensor, or number) for each placeholder, in order. Dims of one name are one symbol.
     """
-    mode = gm.meta["fake_mode"] = FakeTensorMode(shape_env=ShapeEnv(specialize_zero_one=False), allow_non_fake_inputs=True)
+    mode = gm.meta["fake_mode"] = new_fake_mode()
     symbols: dict[str, torch.SymInt] = {}
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     for node, spec in zip(placeholders, inputs, strict=True):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import copy
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -199,8 +199,16 @@ def is_fake(tensor: torch.Tensor) -> bool:
 # -- TorchScript modules and graphs ----------------------------------------------------------------------------------------------
 
 
-def frozen_copy(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+def frozen_copy(
+    module: torch.jit.ScriptModule, keep_methods: Sequence[str] = ()
+) -> tuple[torch.jit.ScriptModule, tuple[str, ...], tuple[str, ...]]:
     """Return a copy of a scripted module in evaluation mode, inlined, its parameters turned into constants of its graphs.
+
+    Besides ``forward`` the copy has the methods that ``forward`` does not call. A method that it does call is a part of it: kept as a
+    method of its own as well, it would keep a second copy of its weights in the file; only those in `keep_methods` are.
+
+    Returns:
+        The copy, the names of its methods besides ``forward``, and the names of those left out.
 
     Raises:
         ImportGraphError: torch cannot copy or freeze it.
@@ -209,11 +217,29 @@ def frozen_copy(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
         duplicate = copy.deepcopy(module)
         if duplicate.training or any(child.training for child in duplicate.modules()):
             duplicate.eval()
+        helpers = _called_methods(duplicate._c, "forward") - set(keep_methods)
         others = [name for name in duplicate._c._method_names() if name != "forward" and not name.startswith("__")]
-        frozen = torch._C._freeze_module(duplicate._c, others, True, False)
+        kept = [name for name in others if name not in helpers]
+        frozen = torch._C._freeze_module(duplicate._c, kept, True, False)
     except RuntimeError as error:
         raise ImportGraphError(f"torch cannot freeze the model: {str(error).splitlines()[0]}") from error
-    return torch.jit._recursive.wrap_cpp_module(frozen)  # type: ignore[no-any-return]
+    dropped = tuple(name for name in others if name in helpers and not name.startswith("_"))
+    return torch.jit._recursive.wrap_cpp_module(frozen), tuple(kept), dropped
+
+
+def _called_methods(module: torch._C.ScriptModule, method: str) -> set[str]:
+    """Return the methods of a module that one of its methods calls on it, directly or through others."""
+    found: set[str] = set()
+    pending = [method]
+    while pending:
+        graph = module._get_method(pending.pop()).graph
+        own = next(iter(graph.inputs())).unique()
+        for node in graph.findAllNodes("prim::CallMethod"):
+            name = node.s("name")
+            if next(iter(node.inputs())).unique() == own and name not in found:
+                found.add(name)
+                pending.append(name)
+    return found
 
 
 def forward_graph(module: torch.jit.ScriptModule) -> torch._C.Graph:
@@ -406,3 +432,14 @@ def try_fake(node: torch._C.Node, arguments: list[Any], mode: FakeTensorMode) ->
             return overload(*positional, **keywords)
     except Exception:  # noqa: BLE001 - any failure means that the result is not known before the model runs
         return None
+
+
+def memory_format_number(memory_format: torch.memory_format) -> int:
+    """Return the number by which TorchScript knows a memory format."""
+    return _MEMORY_FORMAT_NUMBERS[memory_format]
+
+
+def function_of(graph: torch._C.Graph) -> torch.jit.ScriptFunction:
+    """Return a function whose code is `graph`."""
+    torch._C._jit_pass_lint(graph)
+    return torch._C._create_function_from_graph("forward", graph)

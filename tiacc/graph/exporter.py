@@ -1,0 +1,256 @@
+"""fx → TorchScript: write the graph of a region as TorchScript nodes.
+
+Nodes are made directly in a TorchScript graph, with their types taken from the operators' schemas: no source text is generated and
+compiled, so the cost is linear in the nodes and nothing is resolved anew by argument types. A region's nodes go where the nodes that it
+replaces were; everything around them stays as it was.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tiacc.errors import ExportError
+from tiacc.graph import specs, torch_compat
+from tiacc.graph.regions import OutputIndex, Region
+
+_SCALAR_KINDS: dict[Callable[..., Any], str] = {
+    operator.add: "aten::add",
+    operator.sub: "aten::sub",
+    operator.mul: "aten::mul",
+    operator.floordiv: "aten::floordiv",
+    operator.truediv: "aten::div",
+    operator.mod: "aten::remainder",
+    operator.neg: "aten::neg",
+    operator.eq: "aten::eq",
+    operator.ne: "aten::ne",
+    operator.lt: "aten::lt",
+    operator.le: "aten::le",
+    operator.gt: "aten::gt",
+    operator.ge: "aten::ge",
+    torch.sym_int: "aten::Int",
+    torch.sym_float: "aten::Float",
+    torch.sym_max: "prim::max",
+    torch.sym_min: "prim::min",
+    math.floor: "aten::floor",
+    math.ceil: "aten::ceil",
+    torch.ops.aten.sym_size.int: "aten::size",
+}
+
+
+def to_function(gm: fx.GraphModule) -> torch.jit.ScriptFunction:
+    """Return a TorchScript function that computes what `gm` does; its results are a tuple, or the value itself if there is one.
+
+    Raises:
+        ExportError: A node has no TorchScript form.
+    """
+    graph = torch._C.Graph()
+    writer = _Writer(graph)
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            value = graph.addInput(node.name)
+            value.setType(_type_of(node.meta["val"]))
+            writer.values[node] = value
+    outputs = writer.write(gm)
+    if len(outputs) == 1:
+        graph.registerOutput(outputs[0])
+    else:
+        node = graph.insertNode(graph.create("prim::TupleConstruct", outputs, 1))
+        node.output().setType(torch._C.TupleType([value.type() for value in outputs]))
+        graph.registerOutput(node.output())
+    return torch_compat.function_of(graph)
+
+
+def replace_region(module: torch.jit.ScriptModule, region: Region, gm: fx.GraphModule) -> None:
+    """Put new code in the place of a region's nodes, in the TorchScript graph that it belongs to.
+
+    Args:
+        module: The module that the region was imported from; its graph is edited.
+        region: The region.
+        gm: A graph with the placeholders and outputs of ``region.graph``.
+
+    Raises:
+        ExportError: A node has no TorchScript form.
+    """
+    graph = torch_compat.forward_graph(module)
+    writer = _Writer(graph)
+    with graph.insert_point_guard(region.nodes[0]):
+        placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+        writer.values.update(zip(placeholders, region.inputs, strict=True))
+        results = writer.write(gm)
+        for output in region.outputs:
+            new = writer.build(output.template, output.value.type(), results)
+            output.value.replaceAllUsesWith(new)
+    for node in reversed(region.nodes):
+        node.destroy()
+
+
+def finish(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Check and clean the graph of a module after its regions were replaced.
+
+    Raises:
+        ExportError: The graph is malformed.
+    """
+    graph = torch_compat.forward_graph(module)
+    torch._C._jit_pass_dce(graph)
+    try:
+        torch._C._jit_pass_lint(graph)
+    except RuntimeError as error:
+        raise ExportError(f"the optimized TorchScript graph is malformed: {error}") from error
+    return module
+
+
+class _Writer:
+    """Writes fx nodes at the insert point of a TorchScript graph."""
+
+    def __init__(self, graph: torch._C.Graph) -> None:
+        self.graph = graph
+        self.values: dict[fx.Node, torch._C.Value] = {}
+        self._parts: dict[fx.Node, Sequence[torch._C.Value]] = {}
+        self._constants: dict[tuple[type, Any], torch._C.Value] = {}
+
+    def write(self, gm: fx.GraphModule) -> list[torch._C.Value]:
+        """Write the nodes of `gm`, whose placeholders have values, and return its outputs."""
+        for node in gm.graph.nodes:
+            if node.op == "get_attr":
+                self.values[node] = self._tensor(specs.fetch_attr(gm, str(node.target)), str(node.target))
+            elif node.op == "call_function":
+                self._write_call(node)
+            elif node.op == "output":
+                return [self.of(item) for item in node.args[0]]  # type: ignore[union-attr]
+        raise ExportError("the graph has no output")
+
+    def of(self, item: Any) -> torch._C.Value:
+        """Return the value of a node or constant."""
+        return self.values[item] if isinstance(item, fx.Node) else self._constant(item)
+
+    def build(self, template: Any, wanted: torch._C.Type, results: Sequence[torch._C.Value]) -> torch._C.Value:
+        """Make a value of a region's output from the outputs of its graph."""
+        if isinstance(template, OutputIndex):
+            return results[template.index]
+        if isinstance(template, (list, tuple)):
+            kind = wanted.kind()
+            inner = wanted.getElementType() if kind == "OptionalType" else wanted
+            if inner.kind() == "ListType":
+                members = [self.build(member, inner.getElementType(), results) for member in template]
+                return self._emit("prim::ListConstruct", members, [inner])[0]
+            types = inner.elements() if inner.kind() == "TupleType" else [torch._C.AnyType.get()] * len(template)
+            members = [self.build(member, type_, results) for member, type_ in zip(template, types)]
+            return self._emit("prim::TupleConstruct", members, [inner])[0]
+        if isinstance(template, dict):
+            key_type, item_type = wanted.getKeyType(), wanted.getValueType()
+            members = [
+                self.build(member, type_, results)
+                for item in template.items()
+                for member, type_ in zip(item, (key_type, item_type))
+            ]
+            return self._emit("prim::DictConstruct", members, [wanted])[0]
+        if isinstance(template, torch.Tensor):
+            return self._tensor(template, "constant")
+        return self._constant(_cast(template, wanted))
+
+    # -- calls -----------------------------------------------------------------------------------------------------------------
+
+    def _write_call(self, node: fx.Node) -> None:
+        target = node.target
+        if target is operator.getitem:
+            self._write_getitem(node)
+            return
+        if target in _SCALAR_KINDS:
+            arguments = [self.of(item) for item in node.args]
+            self.values[node] = self._emit(_SCALAR_KINDS[target], arguments, [_type_of(node.meta["val"])])[0]  # type: ignore[index]
+            return
+        if not isinstance(target, torch._ops.OpOverload):
+            raise ExportError(f"{node.name} calls {target}, which has no TorchScript form{specs.where(node)}")
+        schema = target._schema
+        arguments = []
+        for place, argument in enumerate(schema.arguments):
+            if place < len(node.args):
+                item = node.args[place]
+            elif argument.name in node.kwargs:
+                item = node.kwargs[argument.name]
+            elif argument.has_default_value():
+                item = argument.default_value
+            else:
+                raise ExportError(f"{node.name} = {target} lacks its argument {argument.name!r}{specs.where(node)}")
+            arguments.append(self._argument(item, argument.type))
+        results = self._emit(schema.name, arguments, [result.type for result in schema.returns])
+        if len(results) == 1:
+            self.values[node] = results[0]
+        else:
+            self._parts[node] = results
+
+    def _write_getitem(self, node: fx.Node) -> None:
+        source, index = node.args
+        assert isinstance(source, fx.Node)
+        if source not in self._parts:
+            count = len(source.meta["val"])
+            self._parts[source] = self._emit("prim::ListUnpack", [self.values[source]], [torch._C.TensorType.get()] * count)
+        self.values[node] = self._parts[source][index]  # type: ignore[index]
+
+    def _argument(self, item: Any, wanted: torch._C.Type) -> torch._C.Value:
+        kind = wanted.kind()
+        if item is None:
+            return self._constant(None)
+        if kind == "OptionalType":
+            return self._argument(item, wanted.getElementType())
+        if kind == "ListType":
+            element = wanted.getElementType()
+            if isinstance(item, fx.Node) and isinstance(item.meta["val"], (list, tuple)):
+                return self.values[item]
+            items = item if isinstance(item, (list, tuple)) else [item]
+            return self._emit("prim::ListConstruct", [self._argument(member, element) for member in items], [wanted])[0]
+        if isinstance(item, fx.Node):
+            return self.values[item]
+        return self._constant(_cast(item, wanted))
+
+    def _emit(self, kind: str, inputs: list[torch._C.Value], types: Iterable[torch._C.Type]) -> list[torch._C.Value]:
+        types = list(types)
+        node = self.graph.insertNode(self.graph.create(kind, inputs, len(types)))
+        outputs = list(node.outputs())
+        for value, type_ in zip(outputs, types):
+            value.setType(type_)
+        return outputs
+
+    def _constant(self, item: Any) -> torch._C.Value:
+        if isinstance(item, torch.memory_format):
+            item = torch_compat.memory_format_number(item)
+        elif isinstance(item, torch.dtype):
+            item = torch_compat.dtype_number(item)
+        key = (type(item), repr(item))
+        if key not in self._constants:
+            self._constants[key] = self.graph.insertConstant(item)
+        return self._constants[key]
+
+    def _tensor(self, tensor: torch.Tensor, name: str) -> torch._C.Value:
+        return self.graph.insertConstant(tensor.detach())
+
+
+def _cast(item: Any, wanted: torch._C.Type) -> Any:
+    kind = wanted.kind()
+    if kind == "FloatType" and isinstance(item, int):
+        return float(item)
+    if kind == "BoolType" and isinstance(item, int):
+        return bool(item)
+    if kind == "IntType" and isinstance(item, bool):
+        return int(item)
+    if kind == "DeviceObjType" and isinstance(item, str):
+        return torch.device(item)
+    return item
+
+
+def _type_of(value: Any) -> torch._C.Type:
+    if isinstance(value, torch.Tensor):
+        return torch._C.TensorType.get()
+    if isinstance(value, (bool, torch.SymBool)):
+        return torch._C.BoolType.get()
+    if isinstance(value, (int, torch.SymInt)):
+        return torch._C.IntType.get()
+    if isinstance(value, (float, torch.SymFloat)):
+        return torch._C.FloatType.get()
+    raise ExportError(f"a value of type {type(value).__name__} has no TorchScript form here")

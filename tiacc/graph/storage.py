@@ -1,0 +1,232 @@
+"""In-place operators made functional.
+
+TorchScript tensors share memory: a view reads what its base holds now. While a region is imported, each tensor value is a `TensorRef`:
+either the whole of a `Storage`, or a view of another ref. A read gives the fx node of the current contents (a view is computed again
+when its base has changed since); a write gives the storage a new node, through the inverse of each view in between::
+
+    y = x.select(0, 1)        a ref to x through select
+    y.add_(1)                 new = add(y, 1);  x := select_scatter(x, new, 0, 1)
+
+Source: the functionalization pass of torch (`torch.func.functionalize`) is built on the same idea.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+Call: TypeAlias = Callable[..., fx.Node]
+"""``call(target, *args, **kwargs)`` adds a node to the region's graph, with its value inferred."""
+
+
+class CannotImportError(Exception):
+    """A TorchScript node that the importer leaves as it is; the message is the reason, for the report."""
+
+
+@dataclass(eq=False)
+class Storage:
+    """Memory that tensors share.
+
+    Attributes:
+        node: What it holds now.
+        is_external: Whether code outside the region can see it, so that a write may not become functional.
+        version: The number of writes so far.
+    """
+
+    node: fx.Node
+    is_external: bool
+    version: int = 0
+
+
+@dataclass(eq=False)
+class TensorRef:
+    """A tensor of the TorchScript program.
+
+    Attributes:
+        storage: The memory it lives in.
+        parent: What it is a view of; None when it is the whole storage.
+        view: The function that makes it from its parent, with the arguments after the first.
+        node: The node of its contents at `version`.
+        version: The version of the storage when `node` was made.
+    """
+
+    storage: Storage
+    parent: TensorRef | None = None
+    view: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
+    node: fx.Node | None = None
+    version: int = 0
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The fake tensor of its shape and dtype."""
+        return (self.node or self.storage.node).meta["val"]  # type: ignore[no-any-return]
+
+    def read(self, call: Call) -> fx.Node:
+        """Return the node of the current contents."""
+        if self.parent is None:
+            return self.storage.node
+        if self.node is None or self.version != self.storage.version:
+            assert self.view is not None
+            target, args, kwargs = self.view
+            if target is None:
+                raise CannotImportError("it reads a part of a tensor of varying size that was written into")
+            self.node = call(target, self.parent.read(call), *args, **kwargs)
+            self.version = self.storage.version
+        return self.node
+
+    def write(self, new: fx.Node, call: Call) -> None:
+        """Replace the contents by those of `new`, of the same shape and dtype."""
+        if self.storage.is_external:
+            raise CannotImportError("it writes into memory that other code can see")
+        if self.parent is None:
+            self.storage.node = new
+            self.storage.version += 1
+        else:
+            assert self.view is not None
+            target, args, kwargs = self.view
+            base = self.parent.read(call)
+            self.parent.write(scatter(target, base, new, args, kwargs, call), call)
+        self.node = new
+        self.version = self.storage.version
+
+
+def whole(node: fx.Node, *, is_external: bool = False) -> TensorRef:
+    """Return the ref of a tensor that owns its memory."""
+    return TensorRef(Storage(node, is_external), node=node)
+
+
+def view_of(parent: TensorRef, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TensorRef:
+    """Return the ref of a view of `parent`, whose contents are `node` now and ``target(parent, *args, **kwargs)`` at any time."""
+    return TensorRef(parent.storage, parent, (target, args, kwargs), node, parent.storage.version)
+
+
+def scatter(target: Any, base: fx.Node, new: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> fx.Node:
+    """Return `base` with the part that the view ``target(base, *args)`` shows replaced by `new`.
+
+    Raises:
+        CannotImportError: The view has no inverse here.
+    """
+    inverse = _INVERSES.get(target)
+    if inverse is None:
+        raise CannotImportError(f"it writes through {target}, a view that has no inverse in the importer")
+    return inverse(base, new, call, *args, **kwargs)
+
+
+_Inverse: TypeAlias = Callable[..., fx.Node]
+_INVERSES: dict[Any, _Inverse] = {}
+
+
+def _inverse_of(*targets: Any) -> Callable[[_Inverse], _Inverse]:
+    def add(function: _Inverse) -> _Inverse:
+        _INVERSES.update(dict.fromkeys(targets, function))
+        return function
+
+    return add
+
+
+@_inverse_of(aten.select.int)
+def _select(base: fx.Node, new: fx.Node, call: Call, dim: int, index: Any) -> fx.Node:
+    return call(aten.select_scatter.default, base, new, dim, index)
+
+
+@_inverse_of(aten.slice.Tensor)
+def _slice(
+    base: fx.Node, new: fx.Node, call: Call, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1
+) -> fx.Node:
+    if _is_whole_slice(base, dim, start, end, step):
+        return new
+    return call(aten.slice_scatter.default, base, new, dim, start, end, step)
+
+
+def _is_whole_slice(base: fx.Node, dim: int, start: Any, end: Any, step: Any) -> bool:
+    size = base.meta["val"].shape[dim]
+    reaches_end = end is None or (isinstance(end, int) and end >= (size if isinstance(size, int) else 2**31))
+    return step == 1 and start in (0, None) and reaches_end
+
+
+@_inverse_of(aten.diagonal.default)
+def _diagonal(base: fx.Node, new: fx.Node, call: Call, offset: int = 0, dim1: int = 0, dim2: int = 1) -> fx.Node:
+    return call(aten.diagonal_scatter.default, base, new, offset, dim1, dim2)
+
+
+@_inverse_of(aten.unsqueeze.default)
+def _unsqueeze(base: fx.Node, new: fx.Node, call: Call, dim: int) -> fx.Node:
+    return call(aten.squeeze.dim, new, dim)
+
+
+@_inverse_of(aten.transpose.int)
+def _transpose(base: fx.Node, new: fx.Node, call: Call, dim0: int, dim1: int) -> fx.Node:
+    return call(aten.transpose.int, new, dim0, dim1)
+
+
+@_inverse_of(aten.t.default, aten.numpy_T.default)
+def _t(base: fx.Node, new: fx.Node, call: Call) -> fx.Node:
+    return call(aten.t.default, new)
+
+
+@_inverse_of(aten.permute.default)
+def _permute(base: fx.Node, new: fx.Node, call: Call, dims: list[int]) -> fx.Node:
+    order = [dim % len(dims) for dim in dims]
+    return call(aten.permute.default, new, [order.index(i) for i in range(len(order))])
+
+
+@_inverse_of(
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.view_as.default,
+    aten.reshape_as.default,
+)
+def _reshape(base: fx.Node, new: fx.Node, call: Call, *_: Any, **__: Any) -> fx.Node:
+    sizes = [
+        size if isinstance(size, int) else call(aten.sym_size.int, base, dim)
+        for dim, size in enumerate(base.meta["val"].shape)
+    ]
+    return call(aten.reshape.default, new, sizes)
+
+
+@_inverse_of(
+    aten.alias.default,
+    aten.detach.default,
+    aten.contiguous.default,
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten.type_as.default,
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.expand.default,
+    aten.expand_as.default,
+    aten.lift_fresh.default,
+)
+def _identity(base: fx.Node, new: fx.Node, call: Call, *_: Any, **__: Any) -> fx.Node:
+    if list(base.meta["val"].shape) != list(new.meta["val"].shape):
+        raise CannotImportError("it writes into an expanded tensor")
+    return new
+
+
+def pieces(target: Any, base: TensorRef, nodes: list[fx.Node], dim: int) -> list[TensorRef]:
+    """Return the refs of the parts that a splitting operator makes of `base`; `nodes` are the parts as it computes them."""
+    if target is aten.unbind.int:
+        return [view_of(base, node, aten.select.int, (dim, index), {}) for index, node in enumerate(nodes)]
+    lengths = [node.meta["val"].shape[dim] for node in nodes]
+    if not all(isinstance(length, int) for length in lengths):
+        return [TensorRef(base.storage, base, (None, (), {}), node, base.storage.version) for node in nodes]
+    ends = list(itertools.accumulate(lengths))
+    return [
+        view_of(base, node, aten.slice.Tensor, (dim, end - length, end, 1), {})
+        for node, length, end in zip(nodes, lengths, ends)
+    ]
