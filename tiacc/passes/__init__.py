@@ -1,0 +1,1 @@
+"""What tiacc does to a graph before a backend sees it: passes, and what runs them."""

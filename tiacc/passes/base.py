@@ -3,8 +3,9 @@
 A pass is a frozen dataclass whose fields are its options. Its `apply` does one rewrite on a graph and says how many changes it
 made; calling the pass wraps that in the checks of the contract::
 
-    requires(gm) → apply(gm) → lint, infer what is new, recompile → ensures(gm)
+    requires(gm) → apply(gm) → lint, infer what is new → ensures(gm) → recompile
 
+A pass never times, dumps or verifies itself: the instruments of the `PassContext` do, called by the `PassManager` that runs it.
 The smallest pass is three lines round a function that does the work; `tiacc.passes.eliminate_dead_code` is the template.
 """
 
@@ -13,13 +14,14 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, Protocol, TypeVar, final
 
 import torch
 from torch import fx
 
 from tiacc.errors import PassError, PostconditionError, PreconditionError, TiaccError
 from tiacc.graph import specs
+from tiacc.passes import option_text
 from tiacc.registry import Registry
 
 P = TypeVar("P", bound="type[Pass]")
@@ -35,16 +37,33 @@ class PassContext:
     Attributes:
         device: Where the model will run.
         fuel: The number of rewrites that may still be done, or None for no limit; see `spend`.
-        data: What earlier passes left for later ones, by pass name.
+        instruments: What watches the passes that a `PassManager` runs.
+        data: What passes found out beside their rewrites, for later passes and for the report, by pass name.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - devices are immutable
     fuel: Fuel | None = None
+    instruments: tuple[Instrument, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
 
     def spend(self) -> bool:
         """Ask for one rewrite; false when there is no fuel left for it. A pass that makes many rewrites asks before each."""
         return self.fuel is None or self.fuel.spend()
+
+
+class Instrument(Protocol):
+    """Something that watches passes run, one after the other: a timer, a dumper, a verifier.
+
+    A pass manager that is run by another is not reported, its passes are.
+    """
+
+    def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
+        """See the graph that `pass_` is about to be given."""
+        ...
+
+    def after(self, pass_: Pass, result: PassResult, seconds: float) -> None:
+        """See what `pass_` made of it, and how long that took, checks included."""
+        ...
 
 
 @dataclass
@@ -115,9 +134,21 @@ class Pass(ABC):
             PostconditionError: `ensures` refuses the result, or the result is malformed.
             PassError: The pass raised something that is not a `TiaccError`.
         """
+        result = self.run(gm, ctx or PassContext())
+        if result.changes:
+            result.graph.recompile()
+        return result
+
+    @final
+    def run(self, gm: fx.GraphModule, ctx: PassContext) -> PassResult:
+        """Do what calling the pass does, without the ``recompile``, which costs more than most passes: a manager does it once.
+
+        Raises:
+            TiaccError: As `__call__`.
+        """
         self.requires(gm)
         try:
-            result = self.apply(gm, ctx or PassContext())
+            result = self.apply(gm, ctx)
         except TiaccError:
             raise
         except Exception as error:
@@ -128,14 +159,13 @@ class Pass(ABC):
                 specs.update(result.graph)
             except Exception as error:
                 raise PostconditionError(f"pass {self.name} left a malformed graph: {error}") from error
-            result.graph.recompile()
         self.ensures(result.graph)
         return result
 
     def __str__(self) -> str:
         """Return the pass as `PassManager.parse` reads it: its name, and the options that differ from their defaults."""
         options = [
-            f"{item.name}={getattr(self, item.name)}"
+            f"{item.name}={option_text.format_value(getattr(self, item.name))}"
             for item in dataclasses.fields(self)
             if getattr(self, item.name) != _default_of(item)
         ]

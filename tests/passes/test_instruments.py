@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from tests.helpers import Dim, Sketch
+from tiacc.errors import PostconditionError
+from tiacc.passes.base import Pass, PassContext, PassResult
+from tiacc.passes.instruments import DumpInstrument, PassRow, TimingInstrument, VerifyInstrument, graph_text
+from tiacc.passes.manager import PassManager
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Swap(Pass):
+    """Every `old` becomes a `new`."""
+
+    name: ClassVar[str] = "test-swap"
+    old: str
+    new: str
+
+    def apply(self, gm, ctx):
+        nodes = gm.graph.find_nodes(op="call_function", target=getattr(aten, self.old).default)
+        for node in nodes:
+            node.target = getattr(aten, self.new).default
+        return PassResult(gm, len(nodes))
+
+
+def graph():
+    sketch = Sketch()
+    x = sketch.input("x", 2, Dim("n", 1, 4, 8))
+    w = sketch.constant("layer_weight", torch.randn(2, 1))
+    y = sketch.call(aten.mul.Tensor, sketch.call(aten.relu.default, x, source="model.py:3"), w)
+    return sketch.output(y, sketch.call(aten.relu.default, y))
+
+
+PASSES = PassManager((Swap("relu", "tanh"), PassManager((Swap("sin", "cos"), Swap("tanh", "exp")))))
+
+
+def test_timing_has_a_row_for_each_run_of_a_pass_and_none_for_nested_managers():
+    timing = TimingInstrument()
+    PASSES(graph(), PassContext(instruments=(timing,)))
+    assert [(row.name, row.changes) for row in timing.rows] == [("test-swap", 2), ("test-swap", 0), ("test-swap", 2)]
+    assert all(row.ms > 0 for row in timing.rows)
+    assert timing.totals() == [PassRow("test-swap", 4, sum(row.ms for row in timing.rows))]
+
+
+def test_dump_writes_the_input_and_each_changed_graph(tmp_path):
+    PASSES(graph(), PassContext(instruments=(DumpInstrument(tmp_path / "new" / "dir"),)))
+    files = {path.name: path.read_text() for path in (tmp_path / "new" / "dir").iterdir()}
+    assert sorted(files) == ["000-input.txt", "001-test-swap.txt", "003-test-swap.txt"]
+    assert [text.count(word) for text, word in zip((files[name] for name in sorted(files)), ("relu.d", "tanh.d", "exp.d"))] == [2, 2, 2]
+
+
+def test_verify_sees_a_graph_that_runs_and_names_the_pass_that_broke_it():
+    seen = []
+    x = torch.rand(2, 4)
+
+    def verify(gm):
+        seen.append(gm(x)[0])
+        if seen[-1].max() > 1:
+            raise ValueError("too large")
+
+    gm = graph()
+    gm.layer_weight.fill_(1.0)
+    with pytest.raises(PostconditionError, match=r"after pass test-swap\{old=tanh, new=exp\} \(2 changes\).*too large"):
+        PASSES(gm, PassContext(instruments=(VerifyInstrument(verify),)))
+    torch.testing.assert_close(seen[0], x.tanh())
+    torch.testing.assert_close(seen[1], x.exp())
+    assert len(seen) == 2
+
+
+def test_several_instruments_are_called_in_order():
+    calls = []
+
+    class Note:
+        def __init__(self, name):
+            self.name = name
+
+        def before(self, pass_, gm):
+            calls.append((self.name, "before", pass_.old))
+
+        def after(self, pass_, result, seconds):
+            calls.append((self.name, "after", pass_.old))
+
+    PassManager((Swap("relu", "tanh"),))(graph(), PassContext(instruments=(Note("a"), Note("b"))))
+    assert calls == [(name, when, "relu") for when in ("before", "after") for name in ("a", "b")]
+
+
+def test_graph_text_has_types_and_source_lines():
+    assert re.sub(r"\bs\d+=", "n=", graph_text(graph())).splitlines() == [
+        "x: float32[2, n=1..8] = input",
+        "layer_weight: float32[2, 1] = constant layer_weight",
+        "relu_default: float32[2, n=1..8] = aten.relu.default(x)  # model.py:3",
+        "mul_tensor: float32[2, n=1..8] = aten.mul.Tensor(relu_default, layer_weight)",
+        "relu_default_1: float32[2, n=1..8] = aten.relu.default(mul_tensor)",
+        "return mul_tensor, relu_default_1",
+    ]
