@@ -36,12 +36,17 @@ class Section:
 
 def as_text(report: OptimizedReport) -> str:
     """Return the report as plain text."""
-    return "\n\n".join("\n".join(_section_lines(section)) for section in sections(report))
+    return render(sections(report))
 
 
 def as_html(report: OptimizedReport) -> str:
     """Return the report as HTML tables, without style of their own."""
     return "<div>" + "".join(_section_html(section) for section in sections(report)) + "</div>"
+
+
+def render(parts: Iterable[Section]) -> str:
+    """Return sections as plain text of at most `WIDTH` columns."""
+    return "\n\n".join("\n".join(_section_lines(section)) for section in parts)
 
 
 def sections(report: OptimizedReport) -> list[Section]:
