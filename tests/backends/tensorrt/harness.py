@@ -69,10 +69,9 @@ def _map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
 
 
 def spec_of(tensor: torch.Tensor, dynamic: Sequence[int] = (), prefix: str = "d") -> TensorSpec:
-    """Return the spec of an example, with the dimensions of `dynamic` ranging from 1 (or 0) to twice the example's."""
-    shape = tuple(
-        Dim(f"{prefix}{axis}", min(1, size), max(size, 1), 2 * max(size, 1)) if axis in dynamic else size for axis, size in enumerate(tensor.shape)
-    )
+    """Return the spec of an example, with the dimensions of `dynamic` ranging from 1 to twice the example's."""
+    sizes = enumerate(tensor.shape)
+    shape = tuple(Dim(f"{prefix}{axis}", 1, size, 2 * size) if axis in dynamic else size for axis, size in sizes)
     return TensorSpec(shape, tensor.dtype)
 
 
@@ -105,7 +104,7 @@ def compile_for(definition: builder.NetworkDefinition, inputs: Sequence[TensorSp
 
 
 def assert_close(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor], tolerance: float | None = None) -> None:
-    """Compare outputs: dtype, shape, NaN and infinities where they belong, and the rest relative to the largest of each output."""
+    """Compare outputs: dtypes, shapes, where NaN and infinities are, and the rest relative to the largest of each output."""
     assert len(got) == len(want)
     for a, b in zip(got, want):
         assert a.dtype == b.dtype, f"{a.dtype} instead of {b.dtype}"
@@ -137,7 +136,7 @@ def check_graph(
     Args:
         gm: The graph.
         inputs: One example an input.
-        dynamic: For each input, the dimensions that vary; named by position, so the same dimension of two inputs is the same size.
+        dynamic: For each input, the dimensions that vary; the same dimension of two inputs has the same size.
         others: Further inputs, of other sizes.
         compile: Build an engine for sm86 too.
         tolerance: Relative to the largest element; by dtype when None.
@@ -156,7 +155,9 @@ def check_graph(
     return definition
 
 
-def check(op: Any, *args: Any, compile: bool = False, tolerance: float | None = None, **kwargs: Any) -> builder.NetworkDefinition:
+def check(
+    op: Any, *args: Any, compile: bool = False, tolerance: float | None = None, **kwargs: Any
+) -> builder.NetworkDefinition:
     """Check one operator on the given arguments with static shapes; a `torch.nn.Parameter` is a constant."""
     gm, inputs = one_node(op, *args, **kwargs)
     return check_graph(gm, inputs, compile=compile, tolerance=tolerance)

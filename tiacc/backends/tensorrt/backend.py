@@ -43,7 +43,7 @@ class TensorRTBackend:
         if torch.cuda.is_available() and not options.get("target"):
             return SUPPORTED
         if not flavours.load_flavour(self.name).has("compute_capabilities"):
-            return Support(False, f"{self.name} builds only on the GPU that it builds for; use backend='tensorrt_rtx' with a target")
+            return Support(False, f"{self.name} builds on the GPU that it builds for; use 'tensorrt_rtx' with a target")
         if not options.get("target"):
             return Support(False, "there is no CUDA device; name the GPUs to build for: target=['sm86']")
         return SUPPORTED

@@ -189,7 +189,8 @@ def build_plan(definition: NetworkDefinition, profiles: Sequence[Profile], works
         _contain_failure(flavour, options.target)
         if options.cancel is not None and options.cancel():
             raise BuildError("the build was cancelled")
-        raise BuildError(f"{flavour.name} {flavour.version_text} cannot build the engine: {messages.last_error or 'it gives no reason'}")
+        reason = messages.last_error or "it gives no reason"
+        raise BuildError(f"{flavour.name} {flavour.version_text} cannot build the engine: {reason}")
     seconds = time.perf_counter() - start
     cached = bytes(cache.serialize()) if cache is not None else b""
     return Plan(bytes(plan), seconds, tuple(messages.warnings), cached)

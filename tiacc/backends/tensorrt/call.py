@@ -10,8 +10,7 @@ import torch
 from torch import fx
 
 from tiacc.backends.tensorrt.layers import Tensor
-from tiacc.backends.tensorrt.shaping import Value
-from tiacc.backends.tensorrt.sizes import Number, Size
+from tiacc.backends.tensorrt.sizes import Size
 from tiacc.graph import arguments
 from tiacc.graph.specs import dim_of
 
@@ -67,17 +66,17 @@ class NodeView:
     def dtype(self) -> torch.dtype:
         """The dtype of the result, or of the first one."""
         out = self.out
-        return out.dtype if isinstance(out, torch.Tensor) else out[0].dtype  # type: ignore[no-any-return]
+        return out.dtype if isinstance(out, torch.Tensor) else out[0].dtype
 
     @property
     def rank(self) -> int:
         """The number of dimensions of the result."""
-        return self.out.dim()  # type: ignore[no-any-return]
+        return int(self.out.dim())
 
     def is_used(self, output: int) -> bool:
         """Return whether someone uses an output of a node that has several."""
         return any(
-            user.target is not operator.getitem or (user.args[1] == output and len(user.users) > 0) for user in self.node.users
+            user.target is not operator.getitem or (user.args[1] == output and bool(user.users)) for user in self.node.users
         )
 
     def common_dtype(self, *names: str) -> torch.dtype:
@@ -92,7 +91,8 @@ class NodeView:
             else:
                 other = 1.0 if isinstance(value, (float, torch.SymFloat)) else True if isinstance(value, bool) else 1
             dtype = torch.result_type(example, other)
-        assert dtype is not None
+        if dtype is None:
+            raise TypeError(f"{self.node.name}: none of {names} is given")
         return dtype
 
 
@@ -107,11 +107,11 @@ class Call(NodeView):
         super().__init__(node)
         self.net = net
 
-    def operand(self, name: str) -> Value | Number | None:
+    def operand(self, name: str) -> Any:
         """Return an argument as it is: a tensor of the network, a `torch.Tensor` that is known now, a number, or None."""
         return self.net.resolve(self.args[name])
 
-    def operands(self, name: str) -> list[Value | Number | None]:
+    def operands(self, name: str) -> list[Any]:
         """Return an argument that is a list of tensors or numbers, each as `operand` returns it."""
         return [self.net.resolve(item) for item in self.args[name]]
 

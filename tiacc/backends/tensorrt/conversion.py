@@ -12,8 +12,7 @@ from torch import fx
 from tiacc.backends.tensorrt.call import Call
 from tiacc.backends.tensorrt.layers import Tensor
 from tiacc.backends.tensorrt.shaping import Shaping, Value
-from tiacc.backends.tensorrt.sizes import Number, Scalar
-from tiacc.errors import BuildError
+from tiacc.backends.tensorrt.sizes import Number, Scalar, Size, is_static
 from tiacc.graph import specs
 from tiacc.graph.specs import TensorSpec
 
@@ -22,8 +21,8 @@ class Conversion(Shaping):
     """A network under construction from a graph: what a converter gets as ``call.net``.
 
     A converter takes a `Call` and returns the value of its node: a tensor of the network, a `torch.Tensor` where the result is
-    known now, or a list of these for an operator with several results. What it returns is checked against the graph's own
-    shapes and dtypes.
+    known now, or a list of these for an operator with several results (None for one that nobody uses). What it returns is
+    checked against the graph's own shapes and dtypes.
     """
 
     _env: dict[fx.Node, Any]
@@ -56,15 +55,14 @@ class Conversion(Shaping):
     def reduce(self, kind: str, value: Value, axes: Sequence[int], keepdim: bool = False) -> Tensor:
         """Apply a ``ReduceOperation`` over `axes`, at least one; negative ones count from the end."""
         tensor = self.tensor(value)
-        return self.add("reduce", tensor, getattr(self.trt.ReduceOperation, kind), self.axes_mask(axes, self.rank(tensor)), keepdim)
+        mask = self.axes_mask(axes, self.rank(tensor))
+        return self.add("reduce", tensor, getattr(self.trt.ReduceOperation, kind), mask, keepdim)
 
     def axes_mask(self, axes: Sequence[int], rank: int) -> int:
         """Return dimensions as the bits that TensorRT takes."""
         return sum(1 << axis for axis in {axis % rank for axis in axes})
 
-    def matmul(
-        self, first: Value, second: Value, *, transpose_first: bool = False, transpose_second: bool = False
-    ) -> Tensor:
+    def matmul(self, first: Value, second: Value, *, transpose_first: bool = False, transpose_second: bool = False) -> Tensor:
         """Multiply matrices, ``(..., M, K)`` by ``(..., K, N)``, both of rank 2 or more; leading dimensions broadcast."""
         a, b = self.align(first, second)
         kinds = self.trt.MatrixOperation
@@ -72,7 +70,9 @@ class Conversion(Shaping):
         op_b = kinds.TRANSPOSE if transpose_second else kinds.NONE
         return self.add("matrix_multiply", a, op_a, b, op_b)
 
-    def select(self, condition: Value, when_true: Value | Number, when_false: Value | Number, dtype: torch.dtype | None = None) -> Tensor:
+    def select(
+        self, condition: Value, when_true: Value | Number, when_false: Value | Number, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """Choose element by element, broadcast."""
         if dtype is None:
             dtype = self._dtype_of(when_true, when_false)
@@ -83,6 +83,23 @@ class Conversion(Shaping):
     def logical_not(self, value: Value) -> Tensor:
         """Negate a bool tensor."""
         return self.unary("NOT", value)
+
+    def arange(self, end: Size, start: Size = 0, step: int = 1, dtype: torch.dtype = torch.int64) -> Value:
+        """Return the numbers from `start` up to `end`, exclusive, by a step that is not 0.
+
+        Args:
+            end: Where to stop.
+            start: The first number.
+            step: The difference between two.
+            dtype: int32, int64 or float32.
+        """
+        if is_static((start, end)):
+            return torch.arange(start, end, step, dtype=dtype)  # type: ignore[arg-type]
+        count = (end - start + (step - (1 if step > 0 else -1))) // step
+        first = self.reshape(self.scalar_tensor(start, dtype), ())
+        inputs = {0: self.shape_tensor((count,)), 1: first, 2: self.constant(torch.tensor([step], dtype=dtype))}
+        operation = self.trt.FillOperation.LINSPACE
+        return self.add("fill", (1,), operation, self.flavour.dtype(dtype), inputs=inputs)
 
     def _dtype_of(self, *values: Value | Number) -> torch.dtype:
         for value in values:
@@ -157,9 +174,11 @@ class Conversion(Shaping):
             return known
         key_or_none = key if isinstance(known, torch.SymInt) else None
         if node.target is torch.ops.aten.sym_size.int:
-            tensor, axis = self.resolve(node.args[0]), node.args[1]
-            return self.shape(tensor)[axis]  # type: ignore[index]
-        return self.compute(node.target, *map(self.resolve, node.args), key=key_or_none)  # type: ignore[arg-type]
+            shape: tuple[Number, ...] = self.shape(self.resolve(node.args[0]))
+            axis: int = self.resolve(node.args[1])
+            return shape[axis]
+        number: Number = self.compute(node.target, *map(self.resolve, node.args), key=key_or_none)  # type: ignore[arg-type]
+        return number
 
     def _input(self, name: str, spec: TensorSpec, node: fx.Node) -> Tensor:
         shape = tuple(size if isinstance(size, int) else size.min if size.min == size.max else -1 for size in spec.shape)
@@ -200,5 +219,3 @@ class Conversion(Shaping):
         if not is_known:
             self.remember(value, fake)
 
-
-__all__ = ["BuildError", "Conversion"]

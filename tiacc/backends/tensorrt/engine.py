@@ -38,7 +38,7 @@ class TensorRTEngine:
         if not torch.cuda.is_available():
             where = f" (built for {', '.join(self.payload.target)})" if self.payload.target else ""
             raise BackendUnavailableError(
-                f"this engine of {self.payload.flavour} {self.payload.version}{where} needs a CUDA device, and torch finds none here; "
+                f"this engine of {self.payload.flavour} {self.payload.version}{where} needs a CUDA device, which torch finds not; "
                 "run the model on a machine with a GPU, or optimize it again with device_type=1 for the CPU"
             )
         flavours.load_flavour(self.payload.flavour)

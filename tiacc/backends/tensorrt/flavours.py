@@ -1,7 +1,7 @@
 """The TensorRT libraries that one code path serves, and all that differs between them and between their versions.
 
-TensorRT (`tensorrt`) and TensorRT-RTX (`tensorrt_rtx`) share an API; RTX 1 follows that of TensorRT 11. Code that needs something
-that not all of them have asks `Flavour.has`; nothing else in the backend looks at a version.
+TensorRT (`tensorrt`) and TensorRT-RTX (`tensorrt_rtx`) share an API; RTX 1 follows that of TensorRT 11. Code that needs
+something that not all of them have asks `Flavour.has`; nothing else in the backend looks at a version.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Adding layers to a TensorRT network so that what goes wrong is known at once, by name.
 
-TensorRT raises nothing: a refused layer is None, a wrong shape shows when the shape is asked for, and the text goes to a logger.
+TensorRT raises nothing: a refused layer is None, a wrong shape shows when the shape is asked for, the text goes to a logger.
 `Layers.add` is the one place where layers are made; it sets their attributes, names them, and checks them.
 """
 
@@ -19,6 +19,7 @@ from tiacc.graph.specs import where
 Tensor: TypeAlias = Any
 """An ``ITensor`` of the network."""
 
+_CONSTANT_DTYPE = {torch.float64: torch.float32, torch.int16: torch.int32, torch.uint8: torch.int32}
 _SMALL = 64  # elements; equal constants up to this size share one layer
 
 
@@ -33,7 +34,7 @@ class Messages:
         """Return a logger of the library that writes into this object."""
         trt, messages = flavour.module, self
 
-        class Collector(trt.ILogger):  # type: ignore[misc]
+        class Collector(trt.ILogger):  # type: ignore[name-defined, misc]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
@@ -60,8 +61,8 @@ class Layers:
         trt: Its Python module.
         network: The ``INetworkDefinition``.
         messages: What TensorRT said.
-        constants: The data of each weight that TensorRT holds, by layer name (``"conv"`` for a constant layer,
-            ``"conv.kernel"``, ``"conv.bias"``, ``"bn.scale"`` for the weights of others): the bindings do not give all of it back.
+        constants: The data of each weight that TensorRT holds, by layer name (``"conv"`` for a constant, ``"conv.kernel"``,
+            ``"conv.bias"``, for the weights of others); the bindings do not give all of it back.
         kinds: The kinds of layers added so far, each with the dtype of its first output.
     """
 
@@ -153,8 +154,7 @@ class Layers:
         if not isinstance(value, torch.Tensor):
             value = torch.tensor(value, dtype=dtype)
         tensor = value.detach().to("cpu", dtype or value.dtype)
-        tensor = tensor.to({torch.float64: torch.float32, torch.int16: torch.int32, torch.uint8: torch.int32}.get(tensor.dtype, tensor.dtype))
-        tensor = tensor.contiguous()
+        tensor = tensor.to(_CONSTANT_DTYPE.get(tensor.dtype, tensor.dtype)).contiguous()
         if rank is not None and tensor.dim() < rank:
             tensor = tensor.reshape((1,) * (rank - tensor.dim()) + tuple(tensor.shape))
         shape = tuple(tensor.shape)
@@ -168,7 +168,7 @@ class Layers:
         return self._constant_cache[key]
 
     def weights(self, tensor: torch.Tensor) -> Any:
-        """Return a contiguous CPU tensor as an argument for a layer that takes weights; its memory lives as long as the network."""
+        """Return a contiguous CPU tensor as weights, an argument of some layers; its memory lives as long as the network."""
         tensor = tensor.detach()
         self._kept.append(tensor)
         if tensor.numel() == 0:
@@ -197,7 +197,7 @@ class Layers:
         return self.flavour.torch_dtype(tensor.dtype)
 
     def cast(self, value: Tensor | torch.Tensor, dtype: torch.dtype) -> Tensor | torch.Tensor:
-        """Convert a value to `dtype`: no layer where it has that type, none where it is a constant, one for each tensor and dtype."""
+        """Convert a value to `dtype`: no layer where it has that type or is a constant, and one for each tensor and dtype."""
         if isinstance(value, torch.Tensor):
             return value.to(dtype)
         if self.dtype(value) == dtype:

@@ -4,8 +4,8 @@
 
     b"TRTE"  header size (4 bytes, little-endian)  header (UTF-8 JSON)  plan
 
-The header says what the plan itself does not tell without a GPU: which library and version made it, for which GPUs, the names of
-its inputs and outputs and their types, and the shape range of each optimisation profile.
+The header says what the plan itself does not tell without a GPU: which library and version made it, for which GPUs, the names
+of its inputs and outputs and their types, and the shape range of each optimisation profile.
 """
 
 from __future__ import annotations
@@ -76,15 +76,15 @@ class EnginePayload:
             EngineFormatError: The bytes are something else, of another format version, or cut short.
         """
         if data[:4] != _MAGIC:
-            raise EngineFormatError(f"a TensorRT engine begins with {_MAGIC!r}; these {len(data)} bytes begin with {bytes(data[:4])!r}")
+            raise EngineFormatError(f"a TensorRT engine begins with {_MAGIC!r}, not with {bytes(data[:4])!r}")
         size = int.from_bytes(data[4:8], "little")
         try:
             header = json.loads(bytes(data[8 : 8 + size]))
             if header["format"] != _VERSION:
-                raise EngineFormatError(f"the engine has format {header['format']}; this tiacc reads {_VERSION}: build it again")
+                raise EngineFormatError(f"the engine has format {header['format']}, not {_VERSION}: build it again")
             plan = bytes(data[8 + size :])
             if len(plan) != header["plan_bytes"]:
-                raise EngineFormatError(f"the engine's plan has {len(plan)} bytes of {header['plan_bytes']}: the file is cut short")
+                raise EngineFormatError(f"the plan has {len(plan)} bytes of {header['plan_bytes']}: it is cut short")
             return cls(
                 header["flavour"],
                 header["version"],

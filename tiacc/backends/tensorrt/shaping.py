@@ -160,7 +160,7 @@ class Shaping(Layers):
         if not places or not is_static(current) or not is_static(sizes):
             return tuple(sizes)
         rest = product([size for axis, size in enumerate(sizes) if axis != places[0]])
-        return tuple(product(current) // rest if axis == places[0] and rest else size for axis, size in enumerate(sizes))  # type: ignore[operator]
+        return tuple(product(current) // rest if axis == places[0] and rest else size for axis, size in enumerate(sizes))
 
     def unsqueeze(self, value: Value, axes: Sequence[int]) -> Value:
         """Add dimensions of size 1, so that they stand at `axes` of the result."""

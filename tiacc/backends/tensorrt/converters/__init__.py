@@ -6,8 +6,8 @@ A converter is registered for one or more overloads::
     def relu(call: Call) -> Value:
         return call.net.activation("RELU", call.tensor("self"))
 
-Its optional check answers, from the node alone, whether it can; what passes the check must build. Each module of this package is
-a family; all of them are imported when the table is first used. Other packages add to the table with the same decorator.
+Its optional check answers, from the node alone, whether it can; what passes the check must build. Each module of this package
+is a family; all are imported when the table is first used. Other packages add to the table with the same decorator.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def supports(node: fx.Node, has: Callable[[str], bool] = lambda capability: True
     """
     if node.target is operator.getitem:
         source = node.args[0]
-        return supports(source, has) if isinstance(source, fx.Node) else Support(False, "it picks from something that is no node")
+        return supports(source, has) if isinstance(source, fx.Node) else Support(False, "it picks from what is no node")
     if specs.is_scalar(node):
         return SUPPORTED
     converter = converter_of(node.target)
