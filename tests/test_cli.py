@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
@@ -211,6 +211,7 @@ class FoldTwice(Pass):
     name: ClassVar[str] = "fold-twice"
     after: ClassVar[tuple[str, ...]] = ("fold-once",)
     dtype: str = "float16"
+    names: list = field(default_factory=list)
 
     def apply(self, gm, ctx):
         return PassResult(gm, 0)
@@ -249,11 +250,11 @@ def registries(monkeypatch):
 def test_passes(registries, capsys):
     assert cli.main(["passes"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("fold-twice\n  Fold what is there twice.\n  option dtype = 'float16'\n  after fold-once\n")
+    assert text.startswith("fold-twice\n  Fold what is there twice.\n  option dtype = 'float16'\n  option names = []\n  after fold-once\n")
     assert "broken\n  cannot be imported: ImportError: no module named nothing" in text
     assert cli.main(["passes", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)[0]
-    assert first["options"] == {"dtype": "'float16'"} and first["after"] == ["fold-once"]
+    assert first["options"] == {"dtype": "'float16'", "names": "[]"} and first["after"] == ["fold-once"]
 
 
 def test_backends(registries, capsys):

@@ -214,13 +214,16 @@ def _known_passes() -> Iterator[dict[str, Any]]:
     from tiacc.passes.base import passes
 
     for name, cls in passes.items():
-        options = {
-            field.name: repr(None if field.default is dataclasses.MISSING else field.default) for field in
-            dataclasses.fields(cls)
-        }
+        options = {field.name: repr(_default(field)) for field in dataclasses.fields(cls)}
         yield {"name": name, "summary": _summary(cls), "options": options, "after": list(cls.after), "before": list(cls.before)}
     for name, error in passes.failures().items():
         yield {"name": name, "summary": f"cannot be imported: {error}", "options": {}, "after": [], "before": []}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _backends(arguments: argparse.Namespace) -> str:
