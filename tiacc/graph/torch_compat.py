@@ -247,6 +247,11 @@ def forward_graph(module: torch.jit.ScriptModule) -> torch._C.Graph:
     return module._c._get_method("forward").graph  # type: ignore[no-any-return]
 
 
+def forward_arguments(module: torch.jit.ScriptModule) -> list[torch._C.Argument]:
+    """Return the arguments of ``forward`` as its schema has them, without ``self``."""
+    return list(module._c._get_method("forward").schema.arguments)[1:]
+
+
 def source_of(node: torch._C.Node) -> str:
     """Return ``FILE:LINE`` of the source of a TorchScript node, or an empty string."""
     found = re.search(r'(?:File "([^"]+)", line (\d+))|(?:^([^\s:"]+\.py):(\d+))', node.sourceRange(), re.MULTILINE)
@@ -443,3 +448,34 @@ def function_of(graph: torch._C.Graph) -> torch.jit.ScriptFunction:
     """Return a function whose code is `graph`."""
     torch._C._jit_pass_lint(graph)
     return torch._C._create_function_from_graph("forward", graph)
+
+
+def same_size(first: int | torch.SymInt, second: int | torch.SymInt) -> bool:
+    """Return whether two sizes are the same number or the same expression; adds no guard."""
+    if isinstance(first, int) or isinstance(second, int):
+        return isinstance(first, int) and isinstance(second, int) and first == second
+    return bool(first.node.expr == second.node.expr)
+
+
+_ALIASING = frozenset(
+    {"aten::type_as", "aten::broadcast_tensors", "aten::meshgrid", "aten::_unsafe_view", "aten::pad", "aten::einsum"}
+    | {f"aten::atleast_{rank}d" for rank in (1, 2, 3)}
+)
+"""The operators that may return their argument, or a view of it, without saying so in their schema."""
+
+
+@lru_cache(maxsize=4096)
+def may_alias(overload: torch._ops.OpOverload) -> bool:
+    """Return whether the result of an operator may share the memory of an argument."""
+    schema = overload._schema
+    return (
+        schema.name in _ALIASING
+        or torch.Tag.maybe_aliasing_or_mutating in overload.tags
+        or any(returned.alias_info is not None for returned in schema.returns)
+    )
+
+
+@lru_cache(maxsize=4096)
+def has_effect(overload: torch._ops.OpOverload) -> bool:
+    """Return whether an operator does more than compute its results: it writes into an argument, or checks and returns nothing."""
+    return bool(overload._schema.is_mutable) or not overload._schema.returns

@@ -1,0 +1,195 @@
+"""The steps that rewrites are made of: what a node may be replaced by, and how.
+
+Nodes that these functions make carry the source line of the node they stand for and, where the caller knows it, their value; a value
+that is not given is inferred when the pass is done. No weight is ever written into: a changed one is a new constant.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tiacc.graph import arguments, specs, torch_compat
+
+NUMBERS = (int, float, complex, torch.SymInt, torch.SymFloat, torch.SymBool)
+"""The types of the values that are no tensors: ``bool`` is an ``int``."""
+
+
+def constant_of(node: object) -> torch.Tensor | None:
+    """Return the tensor that a ``get_attr`` node reads; None for anything else."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    gm = node.graph.owning_module
+    value = specs.fetch_attr(gm, str(node.target)) if gm is not None else None
+    return value.detach() if isinstance(value, torch.Tensor) else None
+
+
+def add_constant(anchor: fx.Node, name: str, tensor: torch.Tensor, *, val: torch.Tensor | None = None) -> fx.Node:
+    """Register a tensor with the module that owns a graph, under a name that is free, and return a node that reads it.
+
+    Args:
+        anchor: The node before which to put the new one.
+        name: What to call it: letters, digits and ``_``; other characters become ``_``.
+        tensor: The constant; it is kept, not copied.
+        val: Its fake value if that is known: one of the same shape, strides, dtype and device.
+
+    Raises:
+        ValueError: The graph belongs to no module.
+    """
+    gm = anchor.graph.owning_module
+    if gm is None:
+        raise ValueError(f"the graph of {anchor.name} belongs to no module, so it cannot have constants")
+    stem = re.sub(r"\W", "_", name)
+    free, count = stem, 0
+    while hasattr(gm, free):
+        count += 1
+        free = f"{stem}_{count}"
+    gm.register_buffer(free, tensor.detach())
+    with anchor.graph.inserting_before(anchor):
+        node = anchor.graph.get_attr(free)
+    node.meta["val"] = torch_compat.fake_constant(specs.fake_mode_of(gm), tensor) if val is None else val
+    return node
+
+
+def add_call(
+    anchor: fx.Node,
+    target: Any,
+    *args: Any,
+    like: fx.Node | None = None,
+    val: Any = None,
+    **kwargs: Any,
+) -> fx.Node:
+    """Add a call before `anchor` and return its node.
+
+    Args:
+        anchor: The node before which to put the new one.
+        target: The operator overload or scalar function to call.
+        *args: Its positional arguments.
+        like: The node that the new one stands for, whose source line it takes; `anchor` if not given.
+        val: Its value, where known.
+        **kwargs: Its keyword-only arguments.
+    """
+    with anchor.graph.inserting_before(anchor):
+        node = anchor.graph.call_function(target, args, kwargs)
+    source = (like or anchor).meta.get("source")
+    if source:
+        node.meta["source"] = source
+    if val is not None:
+        node.meta["val"] = val
+    return node
+
+
+def replace(node: fx.Node, value: fx.Node) -> None:
+    """Let everyone who reads `node` read `value`, and erase `node`."""
+    node.replace_all_uses_with(value)
+    node.graph.erase_node(node)
+
+
+def single_user(node: fx.Node) -> fx.Node | None:
+    """Return the one node that reads `node`, if there is one and no other."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def returned_nodes(gm: fx.GraphModule) -> tuple[fx.Node, ...]:
+    """Return the nodes that the graph returns, in order."""
+    return tuple(gm.graph.output_node().all_input_nodes)
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Return whether a call always gives the same for the same, and does nothing else: no random numbers, no write, no check."""
+    if node.op != "call_function":
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target is operator.getitem or node.target in specs.SCALAR_FUNCTIONS
+    return not torch_compat.has_effect(node.target) and not torch_compat.is_random(
+        node.target, list(arguments.bound(node).values())
+    )
+
+
+def same_type(first: Any, second: Any) -> bool:
+    """Return whether two values are tensors of one shape (for every size declared), dtype and device."""
+    return (
+        isinstance(first, torch.Tensor)
+        and isinstance(second, torch.Tensor)
+        and first.dtype == second.dtype
+        and first.device == second.device
+        and same_sizes(first.shape, second.shape)
+    )
+
+
+def same_layout(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether two tensors have the same strides."""
+    return same_sizes(first.stride(), second.stride())
+
+
+def same_sizes(first: Sequence[int | torch.SymInt], second: Sequence[int | torch.SymInt]) -> bool:
+    """Return whether two lists of sizes are the same numbers or expressions."""
+    return len(first) == len(second) and all(map(torch_compat.same_size, first, second))
+
+
+class Memory:
+    """Which tensors of a graph may share memory with what it returns.
+
+    The caller of a graph may write into what it is given. So a tensor that was new on every call has to stay new: it may not become
+    an input, a constant or another returned tensor just because the numbers are the same.
+
+    Args:
+        gm: The graph. It may be rewritten meanwhile, as long as each replacement is asked for with `may_replace`.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self._returned: set[fx.Node] = set()
+        self._mark(returned_nodes(gm))
+
+    def is_returned(self, node: fx.Node) -> bool:
+        """Return whether what the graph returns may share the memory of `node`."""
+        return node in self._returned
+
+    def may_replace(self, node: fx.Node, value: fx.Node) -> bool:
+        """Return whether readers of `node` may read `value` in its place, though that is other memory; if so, take it as done."""
+        if node not in self._returned:
+            return True
+        roots = _roots(value)
+        if any(root.op != "call_function" or root in self._returned for root in roots):
+            return False
+        self._mark((value,))
+        return True
+
+    def _mark(self, nodes: Iterable[fx.Node]) -> None:
+        stack = list(nodes)
+        while stack:
+            node = stack.pop()
+            if node not in self._returned:
+                self._returned.add(node)
+                stack.extend(_sources(node))
+
+
+def _sources(node: fx.Node) -> Sequence[fx.Node]:
+    """Return the nodes whose memory the value of `node` may be."""
+    if node.op != "call_function":
+        return ()
+    if isinstance(node.target, torch._ops.OpOverload):
+        if not torch_compat.may_alias(node.target):
+            return ()
+    elif node.target is not operator.getitem:
+        return ()
+    return [source for source in node.all_input_nodes if not isinstance(source.meta.get("val"), NUMBERS)]
+
+
+def _roots(node: fx.Node) -> set[fx.Node]:
+    """Return the nodes that made the memory in which the value of `node` may be."""
+    roots, seen, stack = set(), {node}, [node]
+    while stack:
+        sources = _sources(current := stack.pop())
+        if not sources:
+            roots.add(current)
+        for source in sources:
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return roots
