@@ -274,6 +274,37 @@ def test_inspect(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["engines"] == []
 
 
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3)
+        self.norm = torch.nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def test_a_model_from_file_to_file(tmp_path, capsys):
+    net = Net().eval()
+    net.norm.running_mean.normal_()
+    net.norm.running_var.uniform_(0.5, 2)
+    torch.jit.save(torch.jit.script(net), tmp_path / "model.pt")
+    words = f"optimize {tmp_path}/model.pt --device cpu --shape 2*3*16*16 --save {tmp_path}/fast.pt --report {tmp_path}/report.json"
+    assert cli.main([*words.split(), "--backend", "reference", "-o", "timing_seconds=0.2"]) == 0
+    captured = capsys.readouterr()
+    report = OptimizedReport.from_dict(json.loads((tmp_path / "report.json").read_text()))
+    assert captured.out == f"{report}\n" and captured.err == ""
+    assert report.test_data_info == DataInfo("tiacc provided", "(2, 3, 16, 16)", "float32")
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "fast.pt")(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_of_the_real_optimize(tmp_path, capsys):
+    assert cli.main(["optimize", str(tmp_path / "missing.pt"), "--device", "cpu", "--shape", "1"]) == cli.REFUSED
+    assert "missing.pt' does not exist" in capsys.readouterr().err
+
+
 def test_the_program_itself(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "plain.pt")
     done = subprocess.run([sys.executable, "-m", "tiacc.cli", "inspect", tmp_path / "plain.pt"], capture_output=True, text=True)

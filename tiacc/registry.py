@@ -63,7 +63,7 @@ class Registry(Generic[T]):
         if name in self._failures:
             raise RegistryError(f"the {self.kind} {name!r} is installed but failed to import: {self._failures[name]}")
         close = difflib.get_close_matches(name, self._items, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise RegistryError(f"no {self.kind} is named {name!r}{hint} Known: {', '.join(sorted(self._items)) or 'none'}")
 
     def names(self) -> tuple[str, ...]:
