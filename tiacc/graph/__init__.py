@@ -1,0 +1,1 @@
+"""The graph of a model: import from TorchScript, types of values, export."""

@@ -66,18 +66,27 @@ def to_function(gm: fx.GraphModule) -> torch.jit.ScriptFunction:
     return torch_compat.function_of(graph)
 
 
-def replace_region(module: torch.jit.ScriptModule, region: Region, gm: fx.GraphModule) -> None:
-    """Put new code in the place of a region's nodes, in the TorchScript graph that it belongs to.
+def replace_regions(module: torch.jit.ScriptModule, replacements: Sequence[tuple[Region, fx.GraphModule]]) -> None:
+    """Put new code in the place of the nodes of regions, in the TorchScript graph that they belong to, and check the result.
 
     Args:
-        module: The module that the region was imported from; its graph is edited.
-        region: The region.
-        gm: A graph with the placeholders and outputs of ``region.graph``.
+        module: The module that the regions were imported from; its graph is edited.
+        replacements: Regions in program order, each with a graph that has the placeholders and outputs of ``region.graph``.
 
     Raises:
-        ExportError: A node has no TorchScript form.
+        ExportError: A node has no TorchScript form, or the result is malformed.
     """
     graph = torch_compat.forward_graph(module)
+    for region, gm in reversed(replacements):  # the last first: a region's inputs are values of the code that comes before it
+        _replace_region(graph, region, gm)
+    torch._C._jit_pass_dce(graph)
+    try:
+        torch._C._jit_pass_lint(graph)
+    except RuntimeError as error:
+        raise ExportError(f"the optimized TorchScript graph is malformed: {error}") from error
+
+
+def _replace_region(graph: torch._C.Graph, region: Region, gm: fx.GraphModule) -> None:
     writer = _Writer(graph)
     with graph.insert_point_guard(region.nodes[0]):
         placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
@@ -88,21 +97,6 @@ def replace_region(module: torch.jit.ScriptModule, region: Region, gm: fx.GraphM
             output.value.replaceAllUsesWith(new)
     for node in reversed(region.nodes):
         node.destroy()
-
-
-def finish(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Check and clean the graph of a module after its regions were replaced.
-
-    Raises:
-        ExportError: The graph is malformed.
-    """
-    graph = torch_compat.forward_graph(module)
-    torch._C._jit_pass_dce(graph)
-    try:
-        torch._C._jit_pass_lint(graph)
-    except RuntimeError as error:
-        raise ExportError(f"the optimized TorchScript graph is malformed: {error}") from error
-    return module
 
 
 class _Writer:
@@ -138,10 +132,10 @@ class _Writer:
             inner = wanted.getElementType() if kind == "OptionalType" else wanted
             if inner.kind() == "ListType":
                 members = [self.build(member, inner.getElementType(), results) for member in template]
-                return self._emit("prim::ListConstruct", members, [inner])[0]
+                return self.emit("prim::ListConstruct", members, [inner])[0]
             types = inner.elements() if inner.kind() == "TupleType" else [torch._C.AnyType.get()] * len(template)
             members = [self.build(member, type_, results) for member, type_ in zip(template, types)]
-            return self._emit("prim::TupleConstruct", members, [inner])[0]
+            return self.emit("prim::TupleConstruct", members, [inner])[0]
         if isinstance(template, dict):
             key_type, item_type = wanted.getKeyType(), wanted.getValueType()
             members = [
@@ -149,7 +143,7 @@ class _Writer:
                 for item in template.items()
                 for member, type_ in zip(item, (key_type, item_type))
             ]
-            return self._emit("prim::DictConstruct", members, [wanted])[0]
+            return self.emit("prim::DictConstruct", members, [wanted])[0]
         if isinstance(template, torch.Tensor):
             return self._tensor(template, "constant")
         return self._constant(_cast(template, wanted))
@@ -163,7 +157,7 @@ class _Writer:
             return
         if target in _SCALAR_KINDS:
             arguments = [self.of(item) for item in node.args]
-            self.values[node] = self._emit(_SCALAR_KINDS[target], arguments, [_type_of(node.meta["val"])])[0]  # type: ignore[index]
+            self.values[node] = self.emit(_SCALAR_KINDS[target], arguments, [_type_of(node.meta["val"])])[0]  # type: ignore[index]
             return
         if not isinstance(target, torch._ops.OpOverload):
             raise ExportError(f"{node.name} calls {target}, which has no TorchScript form{specs.where(node)}")
@@ -179,7 +173,7 @@ class _Writer:
             else:
                 raise ExportError(f"{node.name} = {target} lacks its argument {argument.name!r}{specs.where(node)}")
             arguments.append(self._argument(item, argument.type))
-        results = self._emit(schema.name, arguments, [result.type for result in schema.returns])
+        results = self.emit(schema.name, arguments, [result.type for result in schema.returns])
         if len(results) == 1:
             self.values[node] = results[0]
         else:
@@ -190,7 +184,7 @@ class _Writer:
         assert isinstance(source, fx.Node)
         if source not in self._parts:
             count = len(source.meta["val"])
-            self._parts[source] = self._emit("prim::ListUnpack", [self.values[source]], [torch._C.TensorType.get()] * count)
+            self._parts[source] = self.emit("prim::ListUnpack", [self.values[source]], [torch._C.TensorType.get()] * count)
         self.values[node] = self._parts[source][index]  # type: ignore[index]
 
     def _argument(self, item: Any, wanted: torch._C.Type) -> torch._C.Value:
@@ -204,12 +198,13 @@ class _Writer:
             if isinstance(item, fx.Node) and isinstance(item.meta["val"], (list, tuple)):
                 return self.values[item]
             items = item if isinstance(item, (list, tuple)) else [item]
-            return self._emit("prim::ListConstruct", [self._argument(member, element) for member in items], [wanted])[0]
+            return self.emit("prim::ListConstruct", [self._argument(member, element) for member in items], [wanted])[0]
         if isinstance(item, fx.Node):
             return self.values[item]
         return self._constant(_cast(item, wanted))
 
-    def _emit(self, kind: str, inputs: list[torch._C.Value], types: Iterable[torch._C.Type]) -> list[torch._C.Value]:
+    def emit(self, kind: str, inputs: list[torch._C.Value], types: Iterable[torch._C.Type]) -> list[torch._C.Value]:
+        """Insert a node, and return its outputs, of the given types."""
         types = list(types)
         node = self.graph.insertNode(self.graph.create(kind, inputs, len(types)))
         outputs = list(node.outputs())
@@ -254,3 +249,47 @@ def _type_of(value: Any) -> torch._C.Type:
     if isinstance(value, (float, torch.SymFloat)):
         return torch._C.FloatType.get()
     raise ExportError(f"a value of type {type(value).__name__} has no TorchScript form here")
+
+
+def call_first(graph: torch._C.Graph, operator_name: str, tensors: list[torch._C.Value], text: str) -> None:
+    """Call an operator ``(Tensor[], str) -> ()`` before everything else in a TorchScript graph."""
+    first = next(iter(graph.nodes()))
+    with graph.insert_point_guard(first):
+        items = graph.insertNode(graph.create("prim::ListConstruct", tensors, 1))
+        items.output().setType(torch._C.ListType.ofTensors())
+        graph.insertNode(graph.create(operator_name, [items.output(), graph.insertConstant(text)], 0))
+
+
+def guard(graph: torch._C.Graph, original: torch._C.Graph, assumptions: dict[int, Any]) -> None:
+    """Make the code of a ``forward`` conditional: it runs when arguments have the values that were assumed, else the original does.
+
+    Args:
+        graph: The optimized graph; it is edited.
+        original: The graph that it came from, with the same inputs and outputs.
+        assumptions: The assumed value of each argument, by its place after ``self``: a number, a string, or None.
+    """
+    nodes = list(graph.nodes())
+    outputs = list(graph.outputs())
+    inputs = list(graph.inputs())
+    with graph.insert_point_guard(graph.return_node()):
+        writer = _Writer(graph)
+        condition: torch._C.Value | None = None
+        for place, value in assumptions.items():
+            kind = "aten::__is__" if value is None else "aten::eq"
+            holds = writer.emit(kind, [inputs[place + 1], writer.of(value)], [torch._C.BoolType.get()])[0]
+            both = [torch._C.BoolType.get()]
+            condition = holds if condition is None else writer.emit("aten::__and__", [condition, holds], both)[0]
+        assert condition is not None
+        choice = graph.insertNode(graph.create("prim::If", [condition], len(outputs)))
+        optimized, fallback = choice.addBlock(), choice.addBlock()
+        for node in nodes:
+            node.moveBefore(optimized.returnNode())
+        for value in outputs:
+            optimized.registerOutput(value)
+    with graph.insert_point_guard(fallback.returnNode()):
+        for value in graph.insertGraph(original, inputs):
+            fallback.registerOutput(value)
+    for index, (old, new) in enumerate(zip(outputs, choice.outputs())):
+        new.setType(old.type())
+        graph.return_node().replaceInput(index, new)
+    torch._C._jit_pass_lint(graph)

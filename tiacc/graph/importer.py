@@ -36,6 +36,17 @@ _MARK_REGION, _MARK_KEEP, _MARK_SPLICE = "tiacc_region", "tiacc_keep", "tiacc_sp
 
 
 @dataclass(frozen=True)
+class Assumed:
+    """An argument of ``forward`` that is assumed to have one value: the regions hold for that value only.
+
+    Attributes:
+        value: A number, a string, or None.
+    """
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class NumberTensor:
     """A 0-d tensor made of a number, as traced code makes of a size before it computes with it."""
 
@@ -66,8 +77,8 @@ def import_module(module: torch.jit.ScriptModule, inputs: Sequence[Any], keep_me
 
     Args:
         module: The model. It is not changed; the regions belong to a copy (`ImportResult.module`).
-        inputs: What is known of each argument of ``forward``: a `TensorSpec`, a number, string or None, or lists, tuples and dicts
-            of these. Missing trailing ones, and ``...``, are unknown.
+        inputs: What is known of each argument of ``forward``: a `TensorSpec`, an `Assumed` value, or lists, tuples and dicts of
+            these. Missing trailing ones, and ``...``, are unknown.
         keep_methods: Methods that ``forward`` calls and that shall be kept as methods too.
 
     Raises:
@@ -75,13 +86,10 @@ def import_module(module: torch.jit.ScriptModule, inputs: Sequence[Any], keep_me
     """
     copy, _, dropped = torch_compat.frozen_copy(module, keep_methods)
     importer = _Importer(copy, inputs, dropped)
-    while True:
-        try:
-            return importer.run()
-        except _RestartError:
-            continue
-        finally:
-            importer.clear_marks()
+    result = None
+    while result is None:
+        result = importer.attempt()
+    return result
 
 
 class _Importer:
@@ -90,11 +98,23 @@ class _Importer:
         self.dropped_methods = dropped_methods
         self.inputs = inputs
         self.ts_graph = torch_compat.forward_graph(module)
+        self.original = self.ts_graph.copy()
         self.aliases = torch_compat.Aliases(self.ts_graph)
         self.shared_writes: list[torch._C.Value] = []
         self.shared_write_names: set[int] = set()
 
-    def run(self) -> ImportResult:
+    def attempt(self) -> ImportResult | None:
+        """Import the model; None when that has to begin again, with what was learnt."""
+        try:
+            return self._run()
+        except _RestartError:
+            return None
+        finally:
+            for region in self.regions:
+                for node in region.nodes:
+                    _unmark(node)
+
+    def _run(self) -> ImportResult:
         self.mode = specs.new_fake_mode()
         self.symbols: dict[str, torch.SymInt] = {}
         self.known: dict[int, Any] = {}
@@ -103,19 +123,34 @@ class _Importer:
         self.fixed: dict[str, FixedDim] = {}
         self.depth = 0
         self.region: _OpenRegion | None = None
+        self.assumed: dict[int, tuple[int, Any]] = {}
+        self.assumptions: dict[int, Any] = {}
         arguments = list(self.ts_graph.inputs())[1:]
-        for value, given in zip(arguments, self.inputs):
+        for index, (value, given) in enumerate(zip(arguments, self.inputs)):
+            if isinstance(given, Assumed):
+                self.assumed[value.unique()] = (index, given.value)
             if given is not ...:
                 self.known[value.unique()] = self._abstract(given)
+        self.symbol_names = {str(symbol.node.expr): name for name, symbol in self.symbols.items()}
         self._import_block(self.ts_graph.return_node().owningBlock(), "forward")
-        symbols = {str(symbol.node.expr): name for name, symbol in self.symbols.items()}
-        return ImportResult(self.module, self.regions, self.left, list(self.fixed.values()), symbols, self.dropped_methods)
+        return ImportResult(
+            self.module,
+            self.regions,
+            self.left,
+            list(self.fixed.values()),
+            self.symbol_names,
+            self.dropped_methods,
+            self.assumptions,
+            self.original,
+        )
 
     def _abstract(self, given: Any) -> Any:
+        if isinstance(given, Assumed):
+            return given.value
         if isinstance(given, TensorSpec):
             return specs.fake_tensor(self.mode, given, self.symbols)
         if isinstance(given, (list, tuple)):
-            return type(given)(map(self._abstract, given)) if not hasattr(given, "_fields") else tuple(map(self._abstract, given))
+            return tuple(map(self._abstract, given))
         if isinstance(given, dict):
             return {key: self._abstract(item) for key, item in given.items()}
         return given
@@ -287,8 +322,12 @@ class _Importer:
         if name not in self.known:
             raise CannotImportError(f"the type of its input %{value.debugName()} is not known before the model runs")
         item = self.known[name]
+        if name in self.assumed:
+            index, assumed = self.assumed[name]
+            self.assumptions[index] = assumed
         if isinstance(item, torch.Tensor):
-            item = self._constant(item, value) if not torch_compat.is_fake(item) else whole(self._placeholder(value, item), is_external=True)
+            is_external = torch_compat.is_fake(item)
+            item = whole(self._placeholder(value, item), is_external=True) if is_external else self._constant(item, value)
         elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             item = self._placeholder(value, item)
         elif _has_tensors(item):
@@ -333,9 +372,8 @@ class _Importer:
             raise CannotImportError(_first_line(error.__cause__ or error)) from error
         fixed = torch_compat.fixed_symbols_of(self.mode)
         if len(fixed) > before:
-            names = {str(symbol.node.expr): name for name, symbol in self.symbols.items()}
             for symbol, size in fixed.items():
-                dim = names.get(symbol, symbol)
+                dim = self.symbol_names.get(symbol, symbol)
                 self.fixed.setdefault(dim, FixedDim(dim, size, f"{target} at {region.source}"))
         return node
 
@@ -642,10 +680,7 @@ class _Importer:
 
     def _import_number_to_tensor(self, node: torch._C.Node) -> list[Any]:
         number = self._read_value(node.input())
-        if isinstance(number, fx.Node):
-            number_type = type(number.meta["val"])
-        else:
-            number_type = type(number)
+        number_type = type(number.meta["val"] if isinstance(number, fx.Node) else number)
         dtype = {int: torch.int64, torch.SymInt: torch.int64, bool: torch.bool}.get(number_type)
         if dtype is None:
             raise CannotImportError("it makes a tensor of a number that is not an integer")
@@ -653,12 +688,6 @@ class _Importer:
 
     def _refuse(self, node: torch._C.Node) -> list[Any]:
         raise CannotImportError(_REFUSALS[node.kind()])
-
-    def clear_marks(self) -> None:
-        """Remove the attributes by which the nodes of regions are told from others."""
-        for region in self.regions:
-            for node in region.nodes:
-                _unmark(node)
 
 
 _UNKNOWN: Any = object()
@@ -747,7 +776,7 @@ def _has_tensors(item: Any) -> bool:
 
 def _merge(first: Any, second: Any = _UNKNOWN) -> Any:
     """Return what is known of a value that is one of two."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and torch_compat.is_fake(first) and torch_compat.is_fake(second):
+    if all(isinstance(item, torch.Tensor) and torch_compat.is_fake(item) for item in (first, second)):
         same = first.dtype == second.dtype and first.device == second.device and list(first.shape) == list(second.shape)
         return first if same else _UNKNOWN
     if isinstance(first, (int, float, str, type(None))) and type(first) is type(second) and first == second:

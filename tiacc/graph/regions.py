@@ -86,6 +86,8 @@ class ImportResult:
         fixed: Dimensions declared as varying that an operator needs at one size: the dimension's name, its size, the operator.
         symbols: The name of the `Dim` behind each symbol in the shapes of the regions' graphs.
         dropped_methods: Methods of the model that are part of its ``forward`` and not kept as methods of their own.
+        assumptions: The arguments of ``forward``, by place, whose assumed values the regions rely on.
+        original: The graph of ``forward`` before anything was done to it.
     """
 
     module: torch.jit.ScriptModule
@@ -94,6 +96,8 @@ class ImportResult:
     fixed: list[FixedDim] = field(default_factory=list)
     symbols: dict[str, str] = field(default_factory=dict)
     dropped_methods: tuple[str, ...] = ()
+    assumptions: dict[int, Any] = field(default_factory=dict)
+    original: torch._C.Graph | None = None
 
 
 @dataclass(frozen=True)

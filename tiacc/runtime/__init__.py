@@ -1,0 +1,1 @@
+"""What an optimized model needs to run."""

@@ -84,12 +84,6 @@ class LoadedEngine:
         )
 
 
-def attach(blob: torch.Tensor, engine: object) -> None:
-    """Give the tensor of an envelope the engine that was just built, so that the first call need not load it."""
-    header, _ = envelope.read_header(blob)
-    setattr(blob, _ATTRIBUTE, LoadedEngine(engine, header))
-
-
 def load(blob: torch.Tensor, key: str) -> LoadedEngine:
     """Return the engine of an envelope, loading it if no model in this process has.
 

@@ -1,0 +1,191 @@
+"""Import a program, write its regions back, save, load: outputs, state and exceptions are the original's."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.graph.programs import PROGRAMS
+from tiacc.graph import exporter, torch_compat
+from tiacc.graph.importer import import_module
+from tiacc.graph.regions import ImportResult
+from tiacc.graph.specs import Dim, TensorSpec
+
+
+def abstract(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return TensorSpec(tuple(value.shape), value.dtype)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(abstract, value))
+    if isinstance(value, dict):
+        return {key: abstract(item) for key, item in value.items()}
+    return ...
+
+
+def write_back(result: ImportResult) -> torch.jit.ScriptModule:
+    exporter.replace_regions(result.module, [(region, region.graph) for region in result.regions])
+    if result.assumptions:
+        exporter.guard(torch_compat.forward_graph(result.module), result.original, result.assumptions)
+    buffer = io.BytesIO()
+    torch.jit.save(result.module, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
+def outcome(module: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """What a call returns or raises, and what it leaves of its arguments."""
+    args = copy.deepcopy(args)
+    try:
+        with torch.no_grad():
+            return module(*args), args
+    except torch.jit.Error as error:
+        return str(error).splitlines()[-1], args
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, torch.Tensor):
+        torch.testing.assert_close(other, one, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert type(one) is type(other) and len(one) == len(other)
+        for left, right in zip(one, other):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.running_mean.uniform_(-1, 1)
+            child.running_var.uniform_(0.5, 2)
+    return module.eval()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_does_the_same_after_import_and_export(name: str) -> None:
+    program = PROGRAMS[name]
+    scripted = torch.jit.script(randomised(program.make()))
+    result = import_module(scripted, [*map(abstract, program.calls[0]), *program.assumed])
+    assert result.regions, [left.reason for left in result.left]
+    if program.regions is not None:
+        assert len(result.regions) == program.regions, result.left
+    loaded = write_back(result)
+    for args in program.calls:
+        assert_same(outcome(scripted, args), outcome(loaded, args))
+
+
+def test_exported_methods_and_state_are_kept() -> None:
+    program = PROGRAMS["state"]
+    scripted = torch.jit.script(program.make().eval())
+    loaded = write_back(import_module(scripted, [abstract(program.calls[0][0]), ...]))
+    for index in range(100):
+        args = (torch.randn(3, 4, generator=torch.Generator().manual_seed(index)), 0.1 * (index % 5))
+        assert_same(outcome(scripted, args), outcome(loaded, args))
+        if index % 17 == 0:
+            scripted.reset()
+            loaded.reset()
+
+
+def test_the_input_model_is_untouched() -> None:
+    scripted = torch.jit.script(randomised(PROGRAMS["conv-net"].make()).train())
+    before, text = copy.deepcopy(scripted.state_dict()), str(scripted.graph)
+    result = import_module(scripted, [TensorSpec((2, 3, 8, 8), torch.float32)])
+    write_back(result)
+    assert scripted.training and str(scripted.graph) == text
+    assert_same(dict(before), dict(scripted.state_dict()))
+
+
+def test_regions_inside_a_branch_that_stays_are_imported() -> None:
+    result = import_module(torch.jit.script(PROGRAMS["dynamic-branch"].make()), [TensorSpec((3, 4), torch.float32)])
+    paths = [region.path for region in result.regions]
+    assert paths[0] == paths[-1] == "forward"
+    assert any(path.endswith("then") for path in paths) and any(path.endswith("else") for path in paths)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+def test_sizes_that_vary_stay_variable(batch: int) -> None:
+    scripted = torch.jit.script(randomised(PROGRAMS["conv-net"].make()))
+    result = import_module(scripted, [TensorSpec((Dim("batch", 1, 4, 8), 3, Dim("height", 8, 9, 20), 8), torch.float32)])
+    assert not result.fixed and len(result.regions) == 1
+    loaded = write_back(result)
+    args = (torch.randn(batch, 3, 8 + batch, 8),)
+    assert_same(outcome(scripted, args), outcome(loaded, args))
+
+
+def test_a_size_baked_in_by_tracing_is_found_and_named() -> None:
+    class Flat(nn.Module):
+        def forward(self, x):
+            return x.view(4, 6).relu() + torch.ones(4, 6)
+
+    traced = torch.jit.trace(Flat(), torch.randn(4, 2, 3))
+    result = import_module(traced, [TensorSpec((Dim("batch", 1, 4, 8), 2, 3), torch.float32)])
+    assert [(dim.name, dim.size) for dim in result.fixed] == [("batch", 4)]
+    assert "view" in result.fixed[0].where
+
+
+def test_a_condition_on_a_size_that_varies_is_not_folded() -> None:
+    class Branch(nn.Module):
+        def forward(self, x):
+            y = x + 1
+            if x.size(0) > 4:
+                y = y * 2
+            if x.size(0) > 10:
+                y = y * 100
+            return y.relu()
+
+    scripted = torch.jit.script(Branch())
+    result = import_module(scripted, [TensorSpec((Dim("batch", 1, 4, 8), 3), torch.float32)])
+    assert [left.op for left in result.left].count("prim::If") == 1
+    loaded = write_back(result)
+    for batch in (1, 4, 5, 8):
+        args = (torch.randn(batch, 3),)
+        assert_same(outcome(scripted, args), outcome(loaded, args))
+
+
+def test_methods_that_forward_calls_are_left_out_unless_asked_for() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+
+        def features(self, x):
+            return self.linear(x)
+
+        def forward(self, x):
+            return self.features(x).relu()
+
+        @torch.jit.export
+        def other(self, x):
+            return x - 1
+
+    scripted = torch.jit.script(Parts())
+    spec = [TensorSpec((2, 3), torch.float32)]
+    result = import_module(scripted, spec)
+    assert result.dropped_methods == ("features",)
+    assert not hasattr(result.module, "features")
+    torch.testing.assert_close(result.module.other(torch.ones(2)), torch.zeros(2))
+    kept = import_module(scripted, spec, keep_methods=("features",))
+    torch.testing.assert_close(kept.module.features(torch.ones(2, 3)), scripted.features(torch.ones(2, 3)))
+
+
+def test_what_is_left_has_a_reason_and_a_source_line() -> None:
+    result = import_module(torch.jit.script(PROGRAMS["sorted"].make()), [TensorSpec((2, 5), torch.float32)])
+    (nonzero,) = (left for left in result.left if left.op == "aten::nonzero")
+    assert "DynamicOutputShape" in nonzero.reason
+    assert "programs.py:" in nonzero.source
+
+
+def test_an_import_is_the_same_twice() -> None:
+    scripted = torch.jit.script(randomised(PROGRAMS["unrolled"].make()))
+    texts = [str(import_module(scripted, [TensorSpec((4, 6), torch.float32)]).regions[0].graph.graph) for _ in range(2)]
+    assert texts[0] == texts[1]

@@ -1,0 +1,187 @@
+"""How fast a model is, and how far from another: the one place that times, and the one that compares."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from tiacc.errors import AccuracyError
+from tiacc.report import Latency, OutputError
+
+MIN_CALLS = 5
+MAX_CALLS = 2000
+STABLE_SPREAD = 0.01
+"""Timing stops before its budget when the medians of the two halves of every model's calls differ by less than this part."""
+
+
+def compare(reference: Any, candidate: Any, name: str = "output") -> list[OutputError]:
+    """Return how far each output of one model is from that of another.
+
+    Args:
+        reference: What the one returned: a tensor, a number, or lists, tuples and dicts of these.
+        candidate: What the other returned.
+        name: What the outputs are called.
+
+    Raises:
+        AccuracyError: The two differ in structure, shape or dtype, or in a value that is no number.
+    """
+    if isinstance(reference, torch.Tensor):
+        return [_compare_tensors(reference, candidate, name)]
+    if isinstance(reference, Mapping):
+        if not isinstance(candidate, Mapping) or list(reference) != list(candidate):
+            raise AccuracyError(f"{name} is a dict with keys {list(reference)}, and the optimized model returns {_kind(candidate)}")
+        return [error for key in reference for error in compare(reference[key], candidate[key], f"{name}[{key!r}]")]
+    if isinstance(reference, (list, tuple)):
+        if not isinstance(candidate, (list, tuple)) or len(reference) != len(candidate):
+            raise AccuracyError(f"{name} has {len(reference)} parts, and the optimized model returns {_kind(candidate)}")
+        return [
+            error
+            for index, (one, other) in enumerate(zip(reference, candidate))
+            for error in compare(one, other, f"{name}[{index}]")
+        ]
+    if reference != candidate and not (isinstance(reference, float) and math.isnan(reference) and math.isnan(candidate)):
+        if not isinstance(reference, (int, float)) or not isinstance(candidate, (int, float)):
+            raise AccuracyError(f"{name} is {reference!r}, and the optimized model returns {candidate!r}")
+        return [_compare_tensors(torch.tensor(reference), torch.tensor(candidate), name)]
+    return []
+
+
+def _compare_tensors(reference: torch.Tensor, candidate: Any, name: str) -> OutputError:
+    if not isinstance(candidate, torch.Tensor):
+        raise AccuracyError(f"{name} is a tensor, and the optimized model returns {_kind(candidate)}")
+    if reference.shape != candidate.shape or reference.dtype != candidate.dtype:
+        raise AccuracyError(
+            f"{name} is {reference.dtype} of shape {tuple(reference.shape)}, and the optimized model returns {candidate.dtype} of shape "
+            f"{tuple(candidate.shape)}"
+        )
+    one, other = (tensor.detach().cpu().to(torch.complex128 if tensor.is_complex() else torch.float64) for tensor in (reference, candidate))
+    one, other = one.flatten(), other.flatten()
+    same = (one == other) | (one.isnan() & other.isnan())
+    if bool(same.all()):
+        return OutputError(name, 0.0, 0.0, 1.0, 0.0)
+    finite = one.isfinite() & other.isfinite()
+    if not bool((finite | same).all()):
+        return OutputError(name, math.inf, math.inf, 0.0, math.inf)
+    one, other = one[finite], other[finite]
+    difference = (one - other).abs()
+    norm = float(torch.linalg.vector_norm(one))
+    scale = norm / math.sqrt(one.numel())
+    floor = torch.clamp(one.abs(), min=max(scale, torch.finfo(torch.float64).tiny))
+    product = norm * float(torch.linalg.vector_norm(other))
+    cosine = float(torch.real(torch.vdot(one, other))) / product if product else 0.0
+    return OutputError(
+        name,
+        max_abs=float(difference.max()),
+        max_rel=float((difference / floor).max()),
+        cosine=min(1.0, cosine),
+        rel_norm=float(torch.linalg.vector_norm(difference)) / norm if norm else math.inf,
+    )
+
+
+def worst(first: Sequence[OutputError], second: Sequence[OutputError]) -> list[OutputError]:
+    """Return the larger error of each output, of two comparisons; either may be empty."""
+    if not first or not second:
+        return list(first or second)
+    return [
+        OutputError(
+            one.name,
+            max(one.max_abs, other.max_abs),
+            max(one.max_rel, other.max_rel),
+            min(one.cosine, other.cosine),
+            max(one.rel_norm, other.rel_norm),
+        )
+        for one, other in zip(first, second)
+    ]
+
+
+def largest(errors: Sequence[OutputError]) -> float:
+    """Return the largest relative error of all outputs; 0 when there are none."""
+    return max((error.rel_norm for error in errors), default=0.0)
+
+
+def latencies(calls: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[Latency]:
+    """Time several functions in turn, so that whatever else the machine does weighs on all of them alike.
+
+    They are warmed up, then called one after the other until `seconds` have passed or the medians are stable.
+
+    Args:
+        calls: What to time.
+        device: Where they run; on a GPU the time is between CUDA events.
+        seconds: The budget for all of them together, in seconds.
+
+    Returns:
+        The latency of each, in milliseconds.
+    """
+    timer = _time_on_gpu if device.type == "cuda" else _time_on_cpu
+    end = time.perf_counter() + seconds
+    times: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        for _ in range(3):
+            timer(call)
+            if time.perf_counter() > end - seconds / 2:
+                break
+    for count in range(1, MAX_CALLS + 1):
+        for index in range(len(calls)):
+            place = (index + count) % len(calls)
+            times[place].append(timer(calls[place]))
+        if count >= MIN_CALLS and (time.perf_counter() > end or (count >= 40 and count % 20 == 0 and all(map(_is_stable, times)))):
+            break
+    return [_summary(values) for values in times]
+
+
+def _time_on_cpu(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _time_on_gpu(call: Callable[[], Any]) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
+
+
+def _is_stable(values: Sequence[float]) -> bool:
+    half = len(values) // 2
+    first, second = statistics.median(values[:half]), statistics.median(values[half:])
+    return abs(first - second) <= STABLE_SPREAD * max(first, second)
+
+
+def _summary(values: Sequence[float]) -> Latency:
+    ordered = sorted(values)
+
+    def percentile(part: float) -> float:
+        return ordered[min(len(ordered) - 1, math.ceil(part * len(ordered)) - 1)]
+
+    return Latency(statistics.median(ordered), percentile(0.9), percentile(0.99), statistics.fmean(ordered), len(ordered))
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch use `count` CPU threads inside, or as many as before if None."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)} parts"
+    if isinstance(value, Mapping):
+        return f"a dict with keys {list(value)}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,214 @@
+"""The user's model: read it, check it, copy it, save it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiacc.errors import ImportGraphError, InvalidArgumentError, TiaccError
+
+SUFFIXES = (".pt", ".pth")
+
+
+def load_model(input_model: Any, example: Sequence[Any]) -> tuple[torch.jit.ScriptModule, list[str]]:
+    """Return a private copy of the input model in evaluation mode, and what the user should know of how it was made.
+
+    Args:
+        input_model: The path of a ``.pt`` or ``.pth`` TorchScript file, a `torch.jit.ScriptModule`, or a `torch.nn.Module`, which
+            is traced.
+        example: The arguments of one call.
+
+    Raises:
+        InvalidArgumentError: It is none of these.
+        ImportGraphError: The file is not TorchScript, or the module cannot be traced or copied.
+    """
+    if isinstance(input_model, (str, os.PathLike)):
+        return _evaluated(_load_file(Path(input_model)))
+    if isinstance(input_model, torch.jit.ScriptModule):
+        try:
+            return _evaluated(copy.deepcopy(input_model))
+        except RuntimeError as error:
+            raise ImportGraphError(f"torch cannot copy input_model: {_first_line(error)}") from error
+    if isinstance(input_model, torch.jit.ScriptFunction):
+        raise InvalidArgumentError("input_model is a ScriptFunction; wrap it in a module and script or trace that")
+    if isinstance(input_model, torch.nn.Module):
+        return _trace(input_model, example)
+    raise InvalidArgumentError(
+        f"input_model is of type {type(input_model).__name__}; give a torch.jit.ScriptModule, the path of a TorchScript file "
+        f"({' or '.join(SUFFIXES)}), or a torch.nn.Module"
+    )
+
+
+def _load_file(path: Path) -> torch.jit.ScriptModule:
+    if path.suffix not in SUFFIXES:
+        raise InvalidArgumentError(f"input_model is the path {str(path)!r}; a TorchScript file ends in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise InvalidArgumentError(f"input_model {str(path)!r} is a directory; give a TorchScript file")
+    if not path.exists():
+        raise InvalidArgumentError(f"input_model {str(path)!r} does not exist")
+    try:
+        return load_file(path)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ImportGraphError(
+            f"input_model {str(path)!r} cannot be read as TorchScript: {_first_line(error)}. A file that torch.save wrote holds weights "
+            f"or a pickle; load it in Python, then script or trace the module and save it with torch.jit.save"
+        ) from error
+
+
+def load_file(path: str | os.PathLike[str]) -> torch.jit.ScriptModule:
+    """Load a TorchScript file on the CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.load(os.fspath(path), map_location="cpu")  # type: ignore[no-any-return]
+
+
+def _evaluated(module: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
+    notes = []
+    if getattr(module, "training", False) or any(getattr(child, "training", False) for child in module.modules()):
+        module.eval()
+        notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
+    return module, notes
+
+
+def _trace(module: torch.nn.Module, example: Sequence[Any]) -> tuple[torch.jit.ScriptModule, list[str]]:
+    duplicate = copy.deepcopy(module)
+    notes = ["input_model is a torch.nn.Module; it was traced with the first item of the test data"]
+    if any(child.training for child in duplicate.modules()):
+        duplicate.eval()
+        notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(duplicate, tuple(example), check_trace=False, strict=False)
+    except Exception as error:  # the user's own forward may raise anything
+        raise ImportGraphError(
+            f"input_model cannot be traced with inputs of these shapes: {type(error).__name__}: {_first_line(error)}. Correct the "
+            f"input_shapes, or script or trace the module yourself"
+        ) from error
+    return traced, notes
+
+
+def check_save_path(save_path: Any) -> Path | None:
+    """Return where the optimized model shall be saved, or None for nowhere.
+
+    Raises:
+        InvalidArgumentError: It is not a path that ends in ``.pt`` or ``.pth``, in a directory that can be written to.
+    """
+    if save_path is None:
+        return None
+    if not isinstance(save_path, (str, os.PathLike)) or not os.fspath(save_path):
+        raise InvalidArgumentError(f"save_path is {save_path!r}; give the path of a file, or None")
+    path = Path(save_path).expanduser()
+    if path.suffix not in SUFFIXES:
+        raise InvalidArgumentError(f"save_path {str(path)!r} must end in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise InvalidArgumentError(f"save_path {str(path)!r} is a directory; give the path of a file")
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(f"save_path {str(path)!r} is in a directory that does not exist; create it first")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise InvalidArgumentError(f"save_path {str(path)!r} cannot be written to; choose another")
+    return path
+
+
+class TemporaryModel:
+    """A saved model beside its final place, moved there when it is accepted and removed when it is not."""
+
+    def __init__(self, save_path: Path | None) -> None:
+        directory = save_path.parent if save_path is not None else None
+        handle, name = tempfile.mkstemp(suffix=".pt.tmp", prefix=".tiacc-", dir=directory)
+        os.close(handle)
+        self.path = Path(name)
+        self._save_path = save_path
+
+    def __enter__(self) -> TemporaryModel:
+        return self
+
+    def write(self, module: torch.jit.ScriptModule) -> None:
+        """Save a module.
+
+        Raises:
+            TiaccError: The disk is full, or torch cannot save the module.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.jit.save(module, os.fspath(self.path))
+        except (RuntimeError, OSError) as error:
+            raise TiaccError(f"the optimized model cannot be written to {str(self.path.parent)!r}: {_first_line(error)}") from error
+
+    def load(self) -> torch.jit.ScriptModule:
+        """Load what was written, as a user of the file would."""
+        return load_file(self.path)
+
+    def keep(self) -> None:
+        """Move the file to its final place in one step; without a `save_path` there is none."""
+        if self._save_path is not None:
+            mask = os.umask(0)
+            os.umask(mask)
+            self.path.chmod(0o666 & ~mask)
+            self.path.replace(self._save_path)
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def call(module: torch.jit.ScriptModule, item: Sequence[Any]) -> Any:
+    """Run a model on copies of the arguments, without gradients: a model that writes into its inputs changes nothing of the user's."""
+    with torch.no_grad():
+        return module(*_cloned(item))
+
+
+def _cloned(item: Any) -> Any:
+    if isinstance(item, torch.Tensor):
+        return item.detach().clone(memory_format=torch.preserve_format)
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return type(item)(*map(_cloned, item))
+    if isinstance(item, (list, tuple)):
+        return type(item)(map(_cloned, item))
+    if isinstance(item, dict):
+        return {key: _cloned(value) for key, value in item.items()}
+    return item
+
+
+def run_checked(module: torch.jit.ScriptModule, item: Sequence[Any], index: int) -> Any:
+    """Run the input model on an item of the test data.
+
+    Raises:
+        InvalidArgumentError: The model raises; the message quotes what, and the shapes of the item.
+    """
+    try:
+        return call(module, item)
+    except Exception as error:  # the user's model may raise anything
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(item))
+        raise InvalidArgumentError(
+            f"input_model fails on item {index} of the test data (shapes {shapes}): {_last_line(error)}. Correct input_shapes or "
+            f"test_data so that the model itself runs"
+        ) from error
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_of(item)]
+    return []
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
