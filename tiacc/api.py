@@ -21,7 +21,7 @@ from tiacc.options import Options
 from tiacc.passes import pipelines
 from tiacc.passes.manager import PassManager
 from tiacc.progress import Progress, progress
-from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport
+from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport, OutputError
 from tiacc.samples import ModelInputs
 from tiacc.shapes import combined_profiles
 
@@ -281,13 +281,13 @@ class _Job:
             return "tf32"
         return torch.float64 if set(compiled.dtypes) == {torch.float64} else torch.float32
 
-    def _compare(self, candidate: torch.jit.ScriptModule) -> list[measure.OutputError]:
+    def _compare(self, candidate: torch.jit.ScriptModule) -> list[OutputError]:
         """Return the largest error of each output over all test data.
 
         Raises:
             AccuracyError: The outputs differ in more than their numbers, or the candidate fails where the input model does not.
         """
-        errors: list[measure.OutputError] = []
+        errors: list[OutputError] = []
         for item, reference in zip(self.data, self.references):
             try:
                 outputs = models.call(candidate, item)
@@ -311,7 +311,7 @@ class _Job:
         return baseline, optimized
 
     def _fill(
-        self, compiled: Compiled, errors: list[measure.OutputError], tolerance: float, baseline: Latency, optimized: Latency
+        self, compiled: Compiled, errors: list[OutputError], tolerance: float, baseline: Latency, optimized: Latency
     ) -> None:
         report = self.report
         report.achieved_level = int(any(dtype in compiled.dtypes for dtype in (torch.float16, torch.bfloat16)))
@@ -371,7 +371,7 @@ def _abstract_inputs(model: torch.jit.ScriptModule, inputs: ModelInputs, device:
     return tuple(known)
 
 
-def _is_assumable(value: Any, declared: torch._C.Type, first: Any) -> bool:
+def _is_assumable(value: Any, declared: torch_compat.Type, first: Any) -> bool:
     """Return whether optimized code can ask if an argument of the declared type has this value, which is that of the first item."""
     if value is None:
         return first is None and declared.kind() == "OptionalType"

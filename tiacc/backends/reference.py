@@ -22,7 +22,7 @@ from tiacc.graph.types import TensorSpec
 class ReferenceEngine:
     """A subgraph as a TorchScript function."""
 
-    def __init__(self, function: torch.jit.ScriptFunction | torch.jit.ScriptModule, payload: bytes) -> None:
+    def __init__(self, function: torch_compat.Function, payload: bytes) -> None:
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self._function = function

@@ -43,7 +43,7 @@ _SCALAR_KINDS: dict[Callable[..., Any], str] = {
 }
 
 
-def to_function(gm: fx.GraphModule) -> torch.jit.ScriptFunction:
+def to_function(gm: fx.GraphModule) -> torch_compat.Function:
     """Return a TorchScript function that computes what `gm` does; its results are a tuple, or the value itself if there is one.
 
     Raises:
@@ -86,7 +86,7 @@ def replace_regions(module: torch.jit.ScriptModule, replacements: Sequence[tuple
         raise ExportError(f"the optimized TorchScript graph is malformed: {error}") from error
 
 
-def _replace_region(graph: torch._C.Graph, region: Region, gm: fx.GraphModule) -> None:
+def _replace_region(graph: torch_compat.Graph, region: Region, gm: fx.GraphModule) -> None:
     writer = _Writer(graph)
     with graph.insert_point_guard(region.nodes[0]):
         placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
@@ -102,13 +102,13 @@ def _replace_region(graph: torch._C.Graph, region: Region, gm: fx.GraphModule) -
 class _Writer:
     """Writes fx nodes at the insert point of a TorchScript graph."""
 
-    def __init__(self, graph: torch._C.Graph) -> None:
+    def __init__(self, graph: torch_compat.Graph) -> None:
         self.graph = graph
-        self.values: dict[fx.Node, torch._C.Value] = {}
-        self._parts: dict[fx.Node, Sequence[torch._C.Value]] = {}
-        self._constants: dict[tuple[type, Any], torch._C.Value] = {}
+        self.values: dict[fx.Node, torch_compat.Value] = {}
+        self._parts: dict[fx.Node, Sequence[torch_compat.Value]] = {}
+        self._constants: dict[tuple[type, Any], torch_compat.Value] = {}
 
-    def write(self, gm: fx.GraphModule) -> list[torch._C.Value]:
+    def write(self, gm: fx.GraphModule) -> list[torch_compat.Value]:
         """Write the nodes of `gm`, whose placeholders have values, and return its outputs."""
         for node in gm.graph.nodes:
             if node.op == "get_attr":
@@ -116,14 +116,14 @@ class _Writer:
             elif node.op == "call_function":
                 self._write_call(node)
             elif node.op == "output":
-                return [self.of(item) for item in node.args[0]]  # type: ignore[union-attr]
+                return [self.of(item) for item in node.args[0]]
         raise ExportError("the graph has no output")
 
-    def of(self, item: Any) -> torch._C.Value:
+    def of(self, item: Any) -> torch_compat.Value:
         """Return the value of a node or constant."""
         return self.values[item] if isinstance(item, fx.Node) else self._constant(item)
 
-    def build(self, template: Any, wanted: torch._C.Type, results: Sequence[torch._C.Value]) -> torch._C.Value:
+    def build(self, template: Any, wanted: torch_compat.Type, results: Sequence[torch_compat.Value]) -> torch_compat.Value:
         """Make a value of a region's output from the outputs of its graph."""
         if isinstance(template, OutputIndex):
             return results[template.index]
@@ -157,7 +157,7 @@ class _Writer:
             return
         if target in _SCALAR_KINDS:
             arguments = [self.of(item) for item in node.args]
-            self.values[node] = self.emit(_SCALAR_KINDS[target], arguments, [_type_of(node.meta["val"])])[0]  # type: ignore[index]
+            self.values[node] = self.emit(_SCALAR_KINDS[target], arguments, [_type_of(node.meta["val"])])[0]
             return
         if not isinstance(target, torch._ops.OpOverload):
             raise ExportError(f"{node.name} calls {target}, which has no TorchScript form{specs.where(node)}")
@@ -187,7 +187,7 @@ class _Writer:
             self._parts[source] = self.emit("prim::ListUnpack", [self.values[source]], [torch._C.TensorType.get()] * count)
         self.values[node] = self._parts[source][index]  # type: ignore[index]
 
-    def _argument(self, item: Any, wanted: torch._C.Type) -> torch._C.Value:
+    def _argument(self, item: Any, wanted: torch_compat.Type) -> torch_compat.Value:
         kind = wanted.kind()
         if item is None:
             return self._constant(None)
@@ -203,7 +203,7 @@ class _Writer:
             return self.values[item]
         return self._constant(_cast(item, wanted))
 
-    def emit(self, kind: str, inputs: list[torch._C.Value], types: Iterable[torch._C.Type]) -> list[torch._C.Value]:
+    def emit(self, kind: str, inputs: list[torch_compat.Value], types: Iterable[torch_compat.Type]) -> list[torch_compat.Value]:
         """Insert a node, and return its outputs, of the given types."""
         types = list(types)
         node = self.graph.insertNode(self.graph.create(kind, inputs, len(types)))
@@ -212,7 +212,7 @@ class _Writer:
             value.setType(type_)
         return outputs
 
-    def _constant(self, item: Any) -> torch._C.Value:
+    def _constant(self, item: Any) -> torch_compat.Value:
         if isinstance(item, torch.memory_format):
             item = torch_compat.memory_format_number(item)
         elif isinstance(item, torch.dtype):
@@ -222,11 +222,11 @@ class _Writer:
             self._constants[key] = self.graph.insertConstant(item)
         return self._constants[key]
 
-    def _tensor(self, tensor: torch.Tensor, name: str) -> torch._C.Value:
+    def _tensor(self, tensor: torch.Tensor, name: str) -> torch_compat.Value:
         return self.graph.insertConstant(tensor.detach())
 
 
-def _cast(item: Any, wanted: torch._C.Type) -> Any:
+def _cast(item: Any, wanted: torch_compat.Type) -> Any:
     kind = wanted.kind()
     if kind == "FloatType" and isinstance(item, int):
         return float(item)
@@ -239,7 +239,7 @@ def _cast(item: Any, wanted: torch._C.Type) -> Any:
     return item
 
 
-def _type_of(value: Any) -> torch._C.Type:
+def _type_of(value: Any) -> torch_compat.Type:
     if isinstance(value, torch.Tensor):
         return torch._C.TensorType.get()
     if isinstance(value, (bool, torch.SymBool)):
@@ -251,7 +251,7 @@ def _type_of(value: Any) -> torch._C.Type:
     raise ExportError(f"a value of type {type(value).__name__} has no TorchScript form here")
 
 
-def call_first(graph: torch._C.Graph, operator_name: str, tensors: list[torch._C.Value], text: str) -> None:
+def call_first(graph: torch_compat.Graph, operator_name: str, tensors: list[torch_compat.Value], text: str) -> None:
     """Call an operator ``(Tensor[], str) -> ()`` before everything else in a TorchScript graph."""
     first = next(iter(graph.nodes()))
     with graph.insert_point_guard(first):
@@ -260,7 +260,7 @@ def call_first(graph: torch._C.Graph, operator_name: str, tensors: list[torch._C
         graph.insertNode(graph.create(operator_name, [items.output(), graph.insertConstant(text)], 0))
 
 
-def guard(graph: torch._C.Graph, original: torch._C.Graph, assumptions: dict[int, Any]) -> None:
+def guard(graph: torch_compat.Graph, original: torch_compat.Graph, assumptions: dict[int, Any]) -> None:
     """Make the code of a ``forward`` conditional: it runs when arguments have the values that were assumed, else the original does.
 
     Args:
@@ -273,7 +273,7 @@ def guard(graph: torch._C.Graph, original: torch._C.Graph, assumptions: dict[int
     inputs = list(graph.inputs())
     with graph.insert_point_guard(graph.return_node()):
         writer = _Writer(graph)
-        condition: torch._C.Value | None = None
+        condition: torch_compat.Value | None = None
         for place, value in assumptions.items():
             kind = "aten::__is__" if value is None else "aten::eq"
             holds = writer.emit(kind, [inputs[place + 1], writer.of(value)], [torch._C.BoolType.get()])[0]

@@ -66,8 +66,8 @@ class _OpenRegion:
     constants: torch.nn.Module = field(default_factory=torch.nn.Module)
     env: dict[int, Any] = field(default_factory=dict)
     own_lists: dict[int, Any] = field(default_factory=dict)
-    inputs: dict[int, torch._C.Value] = field(default_factory=dict)
-    nodes: list[torch._C.Node] = field(default_factory=list)
+    inputs: dict[int, torch_compat.Value] = field(default_factory=dict)
+    nodes: list[torch_compat.Node] = field(default_factory=list)
     last_placeholder: fx.Node | None = None
     source: str = ""
 
@@ -100,7 +100,7 @@ class _Importer:
         self.ts_graph = torch_compat.forward_graph(module)
         self.original = self.ts_graph.copy()
         self.aliases = torch_compat.Aliases(self.ts_graph)
-        self.shared_writes: list[torch._C.Value] = []
+        self.shared_writes: list[torch_compat.Value] = []
         self.shared_write_names: set[int] = set()
 
     def attempt(self) -> ImportResult | None:
@@ -157,7 +157,7 @@ class _Importer:
 
     # -- blocks ----------------------------------------------------------------------------------------------------------------
 
-    def _import_block(self, block: torch._C.Block, path: str) -> None:
+    def _import_block(self, block: torch_compat.Block, path: str) -> None:
         """Cut a block into regions; what is in none is left as it is."""
         queue = list(block.nodes())[::-1]
         while queue:
@@ -179,7 +179,7 @@ class _Importer:
                 self.region.nodes.append(node)
         self._close_region(path)
 
-    def _import_nested(self, block: torch._C.Block, arguments: Iterable[Any]) -> list[Any]:
+    def _import_nested(self, block: torch_compat.Block, arguments: Iterable[Any]) -> list[Any]:
         """Import a block as part of the current region, all or nothing, and return its results."""
         region = self._open()
         for value, argument in zip(block.inputs(), arguments):
@@ -195,7 +195,7 @@ class _Importer:
         finally:
             self.depth -= 1
 
-    def _leave(self, node: torch._C.Node, reason: str, path: str) -> None:
+    def _leave(self, node: torch_compat.Node, reason: str, path: str) -> None:
         """Leave a node in TorchScript; import what is in its blocks, and note what is known of its results."""
         kind = node.kind()
         blocks = list(node.blocks())
@@ -214,7 +214,7 @@ class _Importer:
             for name in self.aliases.of(value):
                 self.known.pop(name, None)
 
-    def _guess_results(self, node: torch._C.Node) -> None:
+    def _guess_results(self, node: torch_compat.Node) -> None:
         """Infer what a node that stays in TorchScript gives, where its inputs are known."""
         outputs = list(node.outputs())
         arguments = [self.known.get(value.unique(), _UNKNOWN) for value in node.inputs()]
@@ -236,7 +236,7 @@ class _Importer:
                 if isinstance(item, torch.Tensor):
                     self.known[value.unique()] = item
 
-    def _learn_constant(self, node: torch._C.Node) -> None:
+    def _learn_constant(self, node: torch_compat.Node) -> None:
         value = node.output()
         self.known[value.unique()] = torch_compat.constant_of(value)
 
@@ -313,7 +313,7 @@ class _Importer:
 
     # -- values ----------------------------------------------------------------------------------------------------------------
 
-    def _read_value(self, value: torch._C.Value) -> Any:
+    def _read_value(self, value: torch_compat.Value) -> Any:
         """Return the abstract value of a TorchScript value in the current region."""
         region = self._open()
         name = value.unique()
@@ -335,7 +335,7 @@ class _Importer:
         region.env[name] = item
         return item
 
-    def _placeholder(self, value: torch._C.Value, item: Any) -> fx.Node:
+    def _placeholder(self, value: torch_compat.Value, item: Any) -> fx.Node:
         region = self._open()
         with region.graph.inserting_after(region.last_placeholder):
             if region.last_placeholder is None and len(region.graph.nodes):
@@ -349,7 +349,7 @@ class _Importer:
         region.inputs[value.unique()] = value
         return node
 
-    def _constant(self, tensor: torch.Tensor, value: torch._C.Value) -> TensorRef:
+    def _constant(self, tensor: torch.Tensor, value: torch_compat.Value) -> TensorRef:
         region = self._open()
         name = _identifier(value)
         while hasattr(region.constants, name):
@@ -392,7 +392,7 @@ class _Importer:
 
     # -- nodes -----------------------------------------------------------------------------------------------------------------
 
-    def _import_node(self, node: torch._C.Node) -> None:
+    def _import_node(self, node: torch_compat.Node) -> None:
         """Import one node into the current region.
 
         Raises:
@@ -410,7 +410,7 @@ class _Importer:
         for output, item in zip(outputs, results, strict=True):
             region.env[output.unique()] = item
 
-    def _import_if(self, node: torch._C.Node) -> list[Any]:
+    def _import_if(self, node: torch_compat.Node) -> list[Any]:
         condition = self._read_value(node.input())
         if isinstance(condition, fx.Node):
             condition = torch_compat.decide(condition.meta["val"])
@@ -427,13 +427,13 @@ class _Importer:
             node.i_(_MARK_SPLICE, taken)
             raise _RestartError from error
 
-    def _import_loop(self, node: torch._C.Node) -> list[Any]:
+    def _import_loop(self, node: torch_compat.Node) -> list[Any]:
         if node.hasAttribute(_MARK_KEEP):
             raise CannotImportError("a part of it cannot be imported")
         count, condition, *carried = [self._read_value(value) for value in node.inputs()]
         if not isinstance(count, int) or (count > LOOP_LIMIT and condition is True):
             raise CannotImportError("the number of its iterations depends on the input, or is large")
-        body = next(node.blocks())
+        body = next(iter(node.blocks()))
         try:
             for step in range(min(count, LOOP_LIMIT + 1)):
                 if condition is False:
@@ -448,7 +448,7 @@ class _Importer:
             raise _RestartError from error
         return carried
 
-    def _import_operator(self, node: torch._C.Node) -> list[Any]:
+    def _import_operator(self, node: torch_compat.Node) -> list[Any]:
         kind = node.kind()
         args = [self._read_value(value) for value in node.inputs()]
         number = self._import_scalar(node, kind, args)
@@ -464,7 +464,7 @@ class _Importer:
             return [self._import_write(node, overload, args, written)]
         return self._import_call(node, overload, args)
 
-    def _import_scalar(self, node: torch._C.Node, kind: str, args: list[Any]) -> Any:
+    def _import_scalar(self, node: torch_compat.Node, kind: str, args: list[Any]) -> Any:
         """Import a computation with numbers or containers; `_UNKNOWN` when it is one with tensors."""
         first = args[0] if args else None
         if kind in scalars.PASSED_THROUGH and not isinstance(first, (TensorRef, NumberTensor)):
@@ -503,7 +503,7 @@ class _Importer:
         known = torch_compat.decide(value) if isinstance(value, (bool, torch.SymBool)) else value
         return node if known is None or isinstance(known, (torch.SymInt, torch.SymFloat)) else known
 
-    def _import_number_tensor(self, node: torch._C.Node, kind: str, args: list[Any]) -> Any:
+    def _import_number_tensor(self, node: torch_compat.Node, kind: str, args: list[Any]) -> Any:
         """Compute on the numbers behind 0-d tensors, where the operator is integer arithmetic; `_UNKNOWN` otherwise."""
         numbers = [arg.number if isinstance(arg, NumberTensor) else self._number_behind(arg) for arg in args]
         if kind in {"aten::Int", "aten::ScalarImplicit", "aten::IntImplicit", "aten::item", "aten::FloatImplicit", "aten::Float"}:
@@ -548,7 +548,7 @@ class _Importer:
             self._open().own_lists[id(item)] = item
         return item
 
-    def _import_call(self, node: torch._C.Node, overload: torch._ops.OpOverload, args: list[Any]) -> list[Any]:
+    def _import_call(self, node: torch_compat.Node, overload: torch._ops.OpOverload, args: list[Any]) -> list[Any]:
         """Import an operator that writes nothing."""
         positional, keywords = torch_compat.bind(overload, [self._lower(arg) for arg in args])
         call = self._call(overload, *positional, **keywords)
@@ -577,7 +577,7 @@ class _Importer:
         raise CannotImportError(f"its result is a {type(value).__name__}")
 
     def _import_write(
-        self, node: torch._C.Node, overload: torch._ops.OpOverload, args: list[Any], written: tuple[int, ...]
+        self, node: torch_compat.Node, overload: torch._ops.OpOverload, args: list[Any], written: tuple[int, ...]
     ) -> TensorRef:
         """Import an in-place operator as its functional twin."""
         target = args[0]
@@ -610,7 +610,7 @@ class _Importer:
             new = self._call(aten.expand_as.default, new, before)
         return new
 
-    def _share(self, value: torch._C.Value) -> None:
+    def _share(self, value: torch_compat.Value) -> None:
         """Note that a tensor is written into where other code can see it: every tensor that may share its memory stays real."""
         names = self.aliases.of(value)
         if names <= self.shared_write_names:
@@ -620,28 +620,28 @@ class _Importer:
 
     # -- prim nodes ------------------------------------------------------------------------------------------------------------
 
-    def _import_list(self, node: torch._C.Node) -> list[Any]:
+    def _import_list(self, node: torch_compat.Node) -> list[Any]:
         return [self._own([self._read_value(value) for value in node.inputs()])]
 
-    def _import_tuple(self, node: torch._C.Node) -> list[Any]:
+    def _import_tuple(self, node: torch_compat.Node) -> list[Any]:
         return [tuple(self._read_value(value) for value in node.inputs())]
 
-    def _import_dict(self, node: torch._C.Node) -> list[Any]:
+    def _import_dict(self, node: torch_compat.Node) -> list[Any]:
         items = [self._read_value(value) for value in node.inputs()]
         if any(isinstance(key, (TensorRef, fx.Node, NumberTensor)) for key in items[::2]):
             raise CannotImportError("the keys of its dictionary depend on the input")
         return [self._own(dict(zip(items[::2], items[1::2])))]
 
-    def _import_unpack(self, node: torch._C.Node) -> list[Any]:
+    def _import_unpack(self, node: torch_compat.Node) -> list[Any]:
         members = self._read_value(node.input())
         if not isinstance(members, (list, tuple)) or len(members) != len(list(node.outputs())):
             raise CannotImportError("it unpacks a container of another length")
         return list(members)
 
-    def _import_uninitialized(self, node: torch._C.Node) -> list[Any]:
+    def _import_uninitialized(self, node: torch_compat.Node) -> list[Any]:
         return [None]
 
-    def _import_size(self, node: torch._C.Node) -> list[Any]:
+    def _import_size(self, node: torch_compat.Node) -> list[Any]:
         tensor, *rest = [self._read_value(value) for value in node.inputs()]
         if isinstance(tensor, NumberTensor):
             return [self._own([])]
@@ -657,7 +657,7 @@ class _Importer:
         size = tensor.value.shape[dim]
         return size if isinstance(size, int) else self._call(aten.sym_size.int, tensor.read(self._call), dim % tensor.value.dim())
 
-    def _import_tensor_property(self, node: torch._C.Node) -> list[Any]:
+    def _import_tensor_property(self, node: torch_compat.Node) -> list[Any]:
         tensor = self._read_value(node.input())
         kind = node.kind()
         if kind == "prim::type" and isinstance(tensor, torch.device):
@@ -678,7 +678,7 @@ class _Importer:
             return [self._size(tensor, 0)]
         return [_PROPERTIES[kind](value)]
 
-    def _import_number_to_tensor(self, node: torch._C.Node) -> list[Any]:
+    def _import_number_to_tensor(self, node: torch_compat.Node) -> list[Any]:
         number = self._read_value(node.input())
         number_type = type(number.meta["val"] if isinstance(number, fx.Node) else number)
         dtype = {int: torch.int64, torch.SymInt: torch.int64, bool: torch.bool}.get(number_type)
@@ -686,7 +686,7 @@ class _Importer:
             raise CannotImportError("it makes a tensor of a number that is not an integer")
         return [NumberTensor(number, dtype)]
 
-    def _refuse(self, node: torch._C.Node) -> list[Any]:
+    def _refuse(self, node: torch_compat.Node) -> list[Any]:
         raise CannotImportError(_REFUSALS[node.kind()])
 
 
@@ -740,7 +740,7 @@ _HANDLERS: dict[str, Any] = {
 }
 
 
-def _mark(node: torch._C.Node, index: int) -> None:
+def _mark(node: torch_compat.Node, index: int) -> None:
     node.i_(_MARK_REGION, index)
     for block in node.blocks():
         for inner in block.nodes():
@@ -748,7 +748,7 @@ def _mark(node: torch._C.Node, index: int) -> None:
         block.returnNode().i_(_MARK_REGION, index)
 
 
-def _unmark(node: torch._C.Node) -> None:
+def _unmark(node: torch_compat.Node) -> None:
     node.removeAttribute(_MARK_REGION)
     for block in node.blocks():
         for inner in block.nodes():
@@ -756,8 +756,8 @@ def _unmark(node: torch._C.Node) -> None:
         block.returnNode().removeAttribute(_MARK_REGION)
 
 
-def _is_marked(node: torch._C.Node, index: int) -> bool:
-    return node.hasAttribute(_MARK_REGION) and node.i(_MARK_REGION) == index
+def _is_marked(node: torch_compat.Node, index: int) -> bool:
+    return bool(node.hasAttribute(_MARK_REGION) and node.i(_MARK_REGION) == index)
 
 
 def _is_integer(item: Any) -> bool:
@@ -787,12 +787,12 @@ def _merge(first: Any, second: Any = _UNKNOWN) -> Any:
 def _dim_of(overload: torch._ops.OpOverload, positional: Sequence[Any], keywords: dict[str, Any]) -> int:
     for place, argument in enumerate(overload._schema.arguments):
         if argument.name == "dim":
-            dim = keywords.get("dim", positional[place] if place < len(positional) else argument.default_value)
-            return int(dim)
+            default: Any = argument.default_value
+            return int(keywords.get("dim", positional[place] if place < len(positional) else default))
     return 0
 
 
-def _identifier(value: torch._C.Value) -> str:
+def _identifier(value: torch_compat.Value) -> str:
     name = value.debugName().removeprefix("self.").replace(".", "_")
     return name if name.isidentifier() else f"v_{name}"
 

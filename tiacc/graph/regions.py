@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from tiacc.graph import torch_compat
+
 
 @dataclass(frozen=True)
 class OutputIndex:
@@ -30,7 +32,7 @@ class RegionOutput:
             templates.
     """
 
-    value: torch._C.Value
+    value: torch_compat.Value
     template: Any
 
 
@@ -49,9 +51,9 @@ class Region:
 
     index: int
     graph: fx.GraphModule
-    inputs: tuple[torch._C.Value, ...]
+    inputs: tuple[torch_compat.Value, ...]
     outputs: tuple[RegionOutput, ...]
-    nodes: list[torch._C.Node]
+    nodes: list[torch_compat.Node]
     path: str
 
     @property
@@ -97,7 +99,7 @@ class ImportResult:
     symbols: dict[str, str] = field(default_factory=dict)
     dropped_methods: tuple[str, ...] = ()
     assumptions: dict[int, Any] = field(default_factory=dict)
-    original: torch._C.Graph | None = None
+    original: torch_compat.Graph | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import sympy
 import torch
@@ -50,6 +50,20 @@ _MEMORY_FORMATS = {
 _MEMORY_FORMAT_NUMBERS = {format_: number for number, format_ in _MEMORY_FORMATS.items()}
 
 
+Graph: TypeAlias = Any
+"""A `torch._C.Graph`. torch's own stubs of its intermediate representation lack most of the methods, so these types are aliases."""
+Block: TypeAlias = Any
+"""A `torch._C.Block`."""
+Node: TypeAlias = Any
+"""A `torch._C.Node`."""
+Value: TypeAlias = Any
+"""A `torch._C.Value`."""
+Type: TypeAlias = Any
+"""A `torch._C.Type`: the type of a TorchScript value."""
+Function: TypeAlias = Any
+"""A `torch.jit.ScriptFunction`."""
+
+
 class SymbolBounds(NamedTuple):
     """The range of a symbolic size, in elements."""
 
@@ -85,7 +99,7 @@ def _declared_ranges(env: ShapeEnv) -> dict[sympy.Symbol, Any]:
 
 def symbol_bounds(size: torch.SymInt) -> SymbolBounds:
     """Return what is known of a symbolic size."""
-    node = size.node
+    node: Any = size.node
     expression = node.expr
     bounds = bound_sympy(expression, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
     low = max(0, int(bounds.lower)) if bounds.lower.is_finite else 0
@@ -112,7 +126,7 @@ def decide(condition: bool | torch.SymBool) -> bool | None:
     """Return whether a condition on sizes holds for every size declared, or None when that depends on the size."""
     if isinstance(condition, bool):
         return condition
-    node = condition.node
+    node: Any = condition.node
     bounds = bound_sympy(node.expr, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
     return bool(bounds.lower) if bounds.lower == bounds.upper else None
 
@@ -232,7 +246,7 @@ def _called_methods(module: torch._C.ScriptModule, method: str) -> set[str]:
     found: set[str] = set()
     pending = [method]
     while pending:
-        graph = module._get_method(pending.pop()).graph
+        graph: Graph = module._get_method(pending.pop()).graph
         own = next(iter(graph.inputs())).unique()
         for node in graph.findAllNodes("prim::CallMethod"):
             name = node.s("name")
@@ -242,9 +256,9 @@ def _called_methods(module: torch._C.ScriptModule, method: str) -> set[str]:
     return found
 
 
-def forward_graph(module: torch.jit.ScriptModule) -> torch._C.Graph:
+def forward_graph(module: torch.jit.ScriptModule) -> Graph:
     """Return the live graph of ``forward``: an edit of it is an edit of the module."""
-    return module._c._get_method("forward").graph  # type: ignore[no-any-return]
+    return module._c._get_method("forward").graph
 
 
 def forward_arguments(module: torch.jit.ScriptModule) -> list[torch._C.Argument]:
@@ -252,19 +266,19 @@ def forward_arguments(module: torch.jit.ScriptModule) -> list[torch._C.Argument]
     return list(module._c._get_method("forward").schema.arguments)[1:]
 
 
-def source_of(node: torch._C.Node) -> str:
+def source_of(node: Node) -> str:
     """Return ``FILE:LINE`` of the source of a TorchScript node, or an empty string."""
     found = re.search(r'(?:File "([^"]+)", line (\d+))|(?:^([^\s:"]+\.py):(\d+))', node.sourceRange(), re.MULTILINE)
     return f"{found[1] or found[3]}:{found[2] or found[4]}" if found else ""
 
 
-def constant_of(value: torch._C.Value) -> Any:
+def constant_of(value: Value) -> Any:
     """Return what a ``prim::Constant`` holds; tensors are detached."""
     item = value.toIValue()
     return item.detach() if isinstance(item, torch.Tensor) else item
 
 
-def splice_branch(node: torch._C.Node, taken: int) -> list[torch._C.Node]:
+def splice_branch(node: Node, taken: int) -> list[Node]:
     """Replace a ``prim::If`` by the nodes of one of its blocks; return these in order."""
     block = list(node.blocks())[taken]
     inner = list(block.nodes())
@@ -279,7 +293,7 @@ def splice_branch(node: torch._C.Node, taken: int) -> list[torch._C.Node]:
 class Aliases:
     """Which values of a TorchScript graph may share memory; computed on first use."""
 
-    def __init__(self, graph: torch._C.Graph) -> None:
+    def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._names: dict[int, frozenset[int]] = {}
         self._database: Any = None
@@ -289,11 +303,11 @@ class Aliases:
             self._database = self._graph.alias_db()
         return self._database
 
-    def has_writers(self, value: torch._C.Value) -> bool:
+    def has_writers(self, value: Value) -> bool:
         """Return whether some node may write into the memory of `value`."""
         return bool(self._load().has_writers(value))
 
-    def of(self, value: torch._C.Value) -> frozenset[int]:
+    def of(self, value: Value) -> frozenset[int]:
         """Return the unique numbers of the values that may share memory with `value`, itself included."""
         name = value.unique()
         if name not in self._names:
@@ -304,7 +318,7 @@ class Aliases:
         return self._names[name]
 
 
-def _tensor_values(graph: torch._C.Graph) -> list[torch._C.Value]:
+def _tensor_values(graph: Graph) -> list[Value]:
     values = list(graph.inputs())
     blocks = [graph.return_node().owningBlock()]
     while blocks:
@@ -324,7 +338,7 @@ _RESHAPING_WRITES = frozenset(
 )
 
 
-def reshaped_values(node: torch._C.Node) -> list[torch._C.Value]:
+def reshaped_values(node: Node) -> list[Value]:
     """Return the values whose shape a node changes in place."""
     return [next(iter(node.inputs()))] if node.kind() in _RESHAPING_WRITES else []
 
@@ -341,7 +355,7 @@ def _overload(schema_text: str) -> torch._ops.OpOverload | None:
     return overload if isinstance(overload, torch._ops.OpOverload) else None
 
 
-def overload_of(node: torch._C.Node) -> torch._ops.OpOverload | None:
+def overload_of(node: Node) -> torch._ops.OpOverload | None:
     """Return the operator that a TorchScript node calls, or None when it is a construct of the language."""
     text = node.schema()
     return None if text == "(no schema)" else _overload(text)
@@ -423,10 +437,10 @@ def dtype_number(dtype: torch.dtype) -> int:
 
 def shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Return whether two tensors, fake or real, are views of the same memory."""
-    return bool(torch._C._is_alias_of(first, second))
+    return bool(torch._C._is_alias_of(first, second))  # type: ignore[attr-defined]
 
 
-def try_fake(node: torch._C.Node, arguments: list[Any], mode: FakeTensorMode) -> Any:
+def try_fake(node: Node, arguments: list[Any], mode: FakeTensorMode) -> Any:
     """Return the fake result of a TorchScript node on fake or known arguments, or None where torch cannot tell."""
     overload = overload_of(node)
     if overload is None:
@@ -444,7 +458,7 @@ def memory_format_number(memory_format: torch.memory_format) -> int:
     return _MEMORY_FORMAT_NUMBERS[memory_format]
 
 
-def function_of(graph: torch._C.Graph) -> torch.jit.ScriptFunction:
+def function_of(graph: Graph) -> Function:
     """Return a function whose code is `graph`."""
     torch._C._jit_pass_lint(graph)
     return torch._C._create_function_from_graph("forward", graph)

@@ -74,7 +74,7 @@ def pack(
 
 def key_of(blob: torch.Tensor) -> str:
     """Return the name of an engine in caches: the SHA-256 of its envelope, in hexadecimal."""
-    return hashlib.sha256(memoryview(blob.numpy())).hexdigest()
+    return hashlib.sha256(blob.numpy().data).hexdigest()
 
 
 def read_header(blob: torch.Tensor) -> tuple[Header, memoryview]:
@@ -85,7 +85,7 @@ def read_header(blob: torch.Tensor) -> tuple[Header, memoryview]:
     """
     if blob.dtype != torch.uint8 or blob.dim() != 1:
         raise EngineFormatError(f"an engine is a uint8 tensor of one dimension, not {blob.dtype} of shape {tuple(blob.shape)}")
-    data = memoryview(blob.cpu().contiguous().numpy())
+    data: memoryview = blob.cpu().contiguous().numpy().data
     if len(data) < _PREFIX.size or bytes(data[:6]) != MAGIC:
         raise EngineFormatError("these bytes are not an engine of tiacc; optimize the model again")
     _, version, length = _PREFIX.unpack(data[: _PREFIX.size])
