@@ -23,20 +23,6 @@ from torch import fx
 from tiacc.passes import rewrite
 from tiacc.passes.base import Pass, PassContext, PassResult, register
 
-aten = torch.ops.aten
-
-UNINITIALISED = frozenset(
-    {
-        aten.empty.memory_format,
-        aten.empty_like.default,
-        aten.empty_permuted.default,
-        aten.empty_strided.default,
-        aten.new_empty.default,
-        aten.new_empty_strided.default,
-    }
-)
-"""The operators whose results are whatever was in memory."""
-
 _UNKNOWN = object()
 
 
@@ -80,7 +66,7 @@ def _foldable(gm: fx.GraphModule, limit_bytes: int, growth_bytes: int) -> dict[f
     foldable: dict[fx.Node, None] = {}
     growth = 0
     for node in gm.graph.nodes:
-        if not rewrite.is_pure(node) or node.target in UNINITIALISED or memory.is_returned(node):
+        if not rewrite.is_pure(node) or node.target in rewrite.UNINITIALISED or memory.is_returned(node):
             continue
         if not _is_number(node.meta.get("val")):
             sources = node.all_input_nodes

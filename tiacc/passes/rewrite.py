@@ -16,8 +16,22 @@ from torch import fx
 
 from tiacc.graph import arguments, specs, torch_compat
 
+aten = torch.ops.aten
+
 NUMBERS = (int, float, complex, torch.SymInt, torch.SymFloat, torch.SymBool)
 """The types of the values that are no tensors: ``bool`` is an ``int``."""
+
+UNINITIALISED = frozenset(
+    {
+        aten.empty.memory_format,
+        aten.empty_like.default,
+        aten.empty_permuted.default,
+        aten.empty_strided.default,
+        aten.new_empty.default,
+        aten.new_empty_strided.default,
+    }
+)
+"""The operators whose results are whatever was in memory."""
 
 
 def constant_of(node: object) -> torch.Tensor | None:
