@@ -120,43 +120,59 @@ def run_case(sink: Sink, case: Case) -> Outcome:
     for variant in VARIANTS:
         folded = tuple(_folded(case, variant))
         if folded not in tried:
-            tried[folded] = _run(sink, case, folded, layers)
+            tried[folded] = _judge(sink, case, folded, layers)
         by_variant[variant] = tried[folded]
     return Outcome(case.name, by_variant, frozenset(layers))
 
 
-def _free_inputs(case: Case) -> list[str]:
+def faulty_results(sink: Sink, case: Case) -> Iterator[list[torch.Tensor]]:
+    """Yield the outputs of a case in each variant that does not agree."""
+    for folded in dict.fromkeys(tuple(_folded(case, variant)) for variant in VARIANTS):
+        if _judge(sink, case, folded, set()) not in (AGREES, NOT_PARSED):
+            network = _network(sink, case, folded)
+            yield list(_evaluate(sink, case, network, folded).values())
+
+
+def values_of(case: Case) -> dict[str, Any]:
+    """Return the inputs of a case by name."""
     initialisers = {tensor.name for tensor in case.model.graph.initializer}
-    return [value.name for value in case.model.graph.input if value.name not in initialisers]
+    names = [value.name for value in case.model.graph.input if value.name not in initialisers]
+    return dict(zip(names, case.inputs, strict=False))
 
 
 def _folded(case: Case, variant: str) -> Iterator[str]:
     """Yield the names of the inputs that a variant turns into initialisers."""
     if variant == VARIANTS[0]:
         return
-    for place, (name, value) in enumerate(zip(_free_inputs(case), case.inputs, strict=False)):
+    for place, (name, value) in enumerate(values_of(case).items()):
         is_array = isinstance(value, np.ndarray | np.generic) and value.dtype != object
         if place and is_array and (variant == VARIANTS[2] or value.dtype.kind in "iub"):
             yield name
 
 
-def _run(sink: Sink, case: Case, folded: tuple[str, ...], layers: set[str]) -> str:
-    given = dict(zip(_free_inputs(case), case.inputs, strict=False))
-    network = sink.parse(_with_initialisers(case.model, {name: given[name] for name in folded}) if folded else case.model)
+def _network(sink: Sink, case: Case, folded: tuple[str, ...]) -> Any:
+    given = values_of(case)
+    return sink.parse(_with_initialisers(case.model, {name: given[name] for name in folded}) if folded else case.model)
+
+
+def _judge(sink: Sink, case: Case, folded: tuple[str, ...], layers: set[str]) -> str:
+    network = _network(sink, case, folded)
     if network is None:
         return NOT_PARSED
     layers.update(network.get_layer(index).type.name for index in range(network.num_layers))
     try:
-        interpreter = NetworkInterpreter(sink.trt, network)
-        left = [name for name in given if name not in folded]
-        if not set(interpreter.inputs) <= set(left) and len(left) == len(interpreter.inputs):
-            # The parser calls an input that goes straight into a loop by its name there.
-            given.update((name, given[at]) for name, at in zip(interpreter.inputs, left, strict=True))
-        feeds = {name: _feed(given[name], declared) for name, declared in interpreter.inputs.items()}
-        results = interpreter.run(feeds)
-        return _compare(case, results)
+        return _compare(case, _evaluate(sink, case, network, folded))
     except (TiaccError, _NoTensorError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _evaluate(sink: Sink, case: Case, network: Any, folded: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    interpreter = NetworkInterpreter(sink.trt, network)
+    given = {name: value for name, value in values_of(case).items() if name not in folded}
+    if not set(interpreter.inputs) <= set(given) and len(given) == len(interpreter.inputs):
+        # The parser calls an input that goes straight into a loop by its name there.
+        given = dict(zip(interpreter.inputs, given.values(), strict=True))
+    return interpreter.run({name: _feed(given[name], declared) for name, declared in interpreter.inputs.items()})
 
 
 def _with_initialisers(model: Any, values: dict[str, np.ndarray]) -> Any:

@@ -30,6 +30,7 @@ _CARRIERS: dict[str, torch.dtype] = {
     "UINT8": torch.uint8,
     "BOOL": torch.bool,
 }
+_NIBBLES = ("INT4", "FP4")
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes of FP4 (E2M1) by code. Source: OCP Microscaling Formats specification 1.0, table 5."""
 ARITHMETIC = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -79,7 +80,7 @@ def weights_to_tensor(weights: Any) -> Tensor:
     if weights.size == 0:
         return torch.empty(0, dtype=dtype)
     raw = torch.from_numpy(_raw_bytes(weights))
-    if weights.dtype.name in ("INT4", "FP4"):
+    if weights.dtype.name in _NIBBLES:
         return _unpack_nibbles(raw, weights.dtype.name)[: weights.size]
     return raw.view(dtype)
 
@@ -100,7 +101,9 @@ def _raw_bytes(weights: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
             f"the values of {weights.dtype.name} weights cannot be read through these bindings; "
             "give them to NetworkInterpreter as constants={layer name: tensor}"
         )
-    buffer = (ctypes.c_uint8 * weights.nbytes).from_address(struct.values)
+    # Not weights.nbytes, which is wrong for types narrower than a byte.
+    size = -(-weights.size // 2) if weights.dtype.name in _NIBBLES else weights.size * carrier(weights.dtype).itemsize
+    buffer = (ctypes.c_uint8 * size).from_address(struct.values)
     return np.array(np.frombuffer(buffer, dtype=np.uint8))
 
 

@@ -81,7 +81,10 @@ def activation(call: LayerCall) -> Tensor:
     kind = call.trt.IActivationLayer.type.__get__(call.layer).name
     if kind not in _ACTIVATIONS:
         raise call.unsupported(f"activation {kind}")
-    return _ACTIVATIONS[kind](call.input(), call.layer.alpha, call.layer.beta)
+    x = call.input()
+    if is_arithmetic_float(x):
+        return _ACTIVATIONS[kind](x, call.layer.alpha, call.layer.beta)
+    return convert(_ACTIVATIONS[kind](x.to(torch.float64), call.layer.alpha, call.layer.beta), x.dtype)
 
 
 @evaluates("PARAMETRIC_RELU")

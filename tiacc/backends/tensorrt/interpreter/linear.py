@@ -96,7 +96,8 @@ def pooling(call: LayerCall) -> Tensor:
     """Evaluate IPoolingLayer.
 
     A rounded-up output has windows that reach past the padding, even ones that begin in it: they take the maximum of,
-    or the average over, what they cover of the input (and of the padding, where averages count it).
+    or the average over, what they cover of the input (and of the padding, where averages count it). The maximum of
+    nothing is minus infinity; an average over nothing TensorRT refuses.
     """
     x, layer = call.input(), call.layer
     size, stride, _ = _window(layer.window_size_nd, layer.stride_nd, [1] * len(layer.window_size_nd))
