@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from tiacc.backends.tensorrt.call import Call
+from tiacc.backends.tensorrt.emptiness import empty_results
 from tiacc.backends.tensorrt.layers import Tensor
 from tiacc.backends.tensorrt.shaping import Shaping, Value
 from tiacc.backends.tensorrt.sizes import Number, Scalar, Size, is_static
@@ -158,6 +159,8 @@ class Conversion(Shaping):
             return self.resolve(node.args[0])[node.args[1]]
         if specs.is_scalar(node):
             return self._scalar(node)
+        if known := empty_results(node):
+            return known[0]
         try:
             value = convert_node(Call(self, node))
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
