@@ -15,13 +15,21 @@ from tiacc.errors import TiaccError as TiaccError
 from tiacc.runtime import ops as _ops  # noqa: F401 - registers tiacc::run_engine
 
 if TYPE_CHECKING:
+    from tiacc.api import explain as explain
     from tiacc.api import optimize as optimize
+    from tiacc.explanation import Explanation as Explanation
     from tiacc.options import Options as Options
     from tiacc.report import OptimizedReport as OptimizedReport
 
-_LAZY = {"optimize": "tiacc.api", "Options": "tiacc.options", "OptimizedReport": "tiacc.report"}
+_LAZY = {
+    "optimize": "tiacc.api",
+    "explain": "tiacc.api",
+    "Explanation": "tiacc.explanation",
+    "Options": "tiacc.options",
+    "OptimizedReport": "tiacc.report",
+}
 
-__all__ = ["OptimizedReport", "Options", "TiaccError", "errors", "optimize"]
+__all__ = ["Explanation", "OptimizedReport", "Options", "TiaccError", "errors", "explain", "optimize"]
 __version__ = "0.1.0"
 
 

@@ -1,4 +1,4 @@
-"""One attempt at a model: import, passes, partition, build, stitch, export."""
+"""One attempt at a model: `propose` imports it, runs the passes and partitions it; `build` makes engines and a new model of that."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
@@ -23,6 +23,9 @@ from tiacc.report import FallbackRow, PassRow, SegmentRow
 from tiacc.runtime import blob as envelope
 from tiacc.runtime import stitch
 
+Step: TypeAlias = Callable[[str], None]
+"""What is told the name of each phase as it begins."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -34,6 +37,7 @@ class Plan:
         pipeline: The passes.
         backends: In order of priority.
         device: Where the model will run.
+        built_for: The device type that engines are for, where that is not the type of `device`.
         min_segment_nodes: Segments of fewer operators stay in Torch.
         workspace_bytes: For engines.
         build_options: For backends.
@@ -45,6 +49,7 @@ class Plan:
     pipeline: Pass
     backends: tuple[Backend, ...]
     device: torch.device
+    built_for: str | None = None
     min_segment_nodes: int = 1
     workspace_bytes: int = 1 << 30
     build_options: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +62,7 @@ class Compiled:
 
     Attributes:
         module: The optimized model.
+        engines: The engines in it.
         passes: One row a pass and region.
         segments: One row an engine.
         fallbacks: What stayed in Torch.
@@ -65,6 +71,7 @@ class Compiled:
     """
 
     module: torch.jit.ScriptModule
+    engines: list[stitch.StitchedEngine] = field(default_factory=list)
     passes: list[PassRow] = field(default_factory=list)
     segments: list[SegmentRow] = field(default_factory=list)
     fallbacks: list[FallbackRow] = field(default_factory=list)
@@ -72,8 +79,38 @@ class Compiled:
     dtypes: dict[torch.dtype, int] = field(default_factory=dict)
 
 
-def compile_model(module: torch.jit.ScriptModule, plan: Plan, step: Callable[[str], None] = lambda phase: None) -> Compiled:
-    """Make an optimized copy of a model.
+@dataclass(frozen=True)
+class RegionProposal:
+    """What is to be done with a region.
+
+    Attributes:
+        region: The region as it was imported.
+        graph: Its graph after the passes.
+        partition: Which backend shall run which nodes of it.
+    """
+
+    region: Region
+    graph: fx.GraphModule
+    partition: partitioner.Partition
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What is to be done with a model; nothing has been built yet.
+
+    Attributes:
+        imported: The copy of the model, and what of it was not imported.
+        regions: One a region, in program order.
+        passes: One row a pass and region.
+    """
+
+    imported: ImportResult
+    regions: tuple[RegionProposal, ...]
+    passes: tuple[PassRow, ...]
+
+
+def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phase: None) -> Proposal:
+    """Import a model, run the passes over its regions, and partition them.
 
     Args:
         module: The model; it is not changed.
@@ -84,25 +121,43 @@ def compile_model(module: torch.jit.ScriptModule, plan: Plan, step: Callable[[st
         InvalidArgumentError: A dimension is declared as varying and the model has baked one size of it in.
         ImportGraphError: The model cannot be copied.
         PassError: A pass failed.
-        ExportError: The result cannot be written as TorchScript.
     """
     step("import")
     imported = importer.import_module(module, plan.inputs, plan.keep_methods)
     _refuse_fixed_dims(imported)
-    compiled = Compiled(imported.module)
+    proposals: list[RegionProposal] = []
+    rows: list[PassRow] = []
+    step("passes")
+    for region in imported.regions:
+        timing = TimingInstrument()
+        gm = plan.pipeline(region.graph, PassContext(device=plan.device, instruments=(timing,))).graph
+        rows.extend(PassRow(row.name, row.changes, row.ms, region.index) for row in timing.totals())
+        partition = partitioner.partition(gm, plan.backends, min_segment_nodes=plan.min_segment_nodes)
+        proposals.append(RegionProposal(region, gm, partition))
+    return Proposal(imported, tuple(proposals), tuple(rows))
+
+
+def build(proposal: Proposal, plan: Plan, step: Step = lambda phase: None) -> Compiled:
+    """Build the engines of a proposal and put them into its copy of the model.
+
+    Raises:
+        ExportError: The result cannot be written as TorchScript.
+    """
+    imported = proposal.imported
+    compiled = Compiled(imported.module, passes=list(proposal.passes), fallbacks=fallbacks_of(proposal))
     if imported.dropped_methods:
         compiled.warnings.append(
-            f"the methods {', '.join(imported.dropped_methods)} are parts of forward and are not methods of the optimized model"
+            f"the methods {', '.join(imported.dropped_methods)} are parts of forward and are not methods of the optimized model; "
+            f"keep_methods keeps them, with a second copy of their weights"
         )
-    compiled.fallbacks.extend(
-        FallbackRow(left.op, "", {"importer": left.reason}, left.source, region=-1) for left in imported.left
-    )
     checked: set[int] = set()
     replacements = []
-    for region in imported.regions:
-        graph, checked_here = _compile_region(region, imported, plan, compiled, step)
-        replacements.append((region, graph))
-        checked |= checked_here
+    for item in proposal.regions:
+        engines = _build_engines(item, imported, plan, compiled, step)
+        graph = stitch.stitch(item.graph, item.partition, engines) if engines else item.graph
+        replacements.append((item.region, graph))
+        if item.region.path == "forward":
+            checked |= _inputs_of_engines(item, engines)
     step("export")
     exporter.replace_regions(imported.module, replacements)
     _add_input_check(imported, plan, checked)
@@ -114,6 +169,17 @@ def compile_model(module: torch.jit.ScriptModule, plan: Plan, step: Callable[[st
     return compiled
 
 
+def fallbacks_of(proposal: Proposal) -> list[FallbackRow]:
+    """Return what a proposal leaves in Torch: first what was not imported, then what no backend takes."""
+    rows = [FallbackRow(left.op, "", {"importer": left.reason}, left.source, region=-1) for left in proposal.imported.left]
+    for item in proposal.regions:
+        rows.extend(
+            FallbackRow(str(found.node.target), found.node.name, found.reasons, found.source, item.region.index)
+            for found in item.partition.rejections
+        )
+    return rows
+
+
 def _refuse_fixed_dims(imported: ImportResult) -> None:
     if imported.fixed:
         found = "; ".join(f"{dim.name} is fixed at {dim.size} by {dim.where}" for dim in imported.fixed)
@@ -123,44 +189,37 @@ def _refuse_fixed_dims(imported: ImportResult) -> None:
         )
 
 
-def _compile_region(
-    region: Region, imported: ImportResult, plan: Plan, compiled: Compiled, step: Callable[[str], None]
-) -> tuple[fx.GraphModule, set[int]]:
-    """Return the code to put in a region's place, and the unique numbers of the model's inputs that its engines check."""
-    step("passes")
-    timing = TimingInstrument()
-    result = plan.pipeline(region.graph, PassContext(device=plan.device, instruments=(timing,)))
-    gm = result.graph
-    compiled.passes.extend(PassRow(row.name, row.changes, row.ms, region.index) for row in timing.totals())
-    step("partition")
-    partition = partitioner.partition(gm, plan.backends, min_segment_nodes=plan.min_segment_nodes)
-    for rejection in partition.rejections:
-        compiled.fallbacks.append(
-            FallbackRow(str(rejection.node.target), rejection.node.name, rejection.reasons, rejection.source, region.index)
-        )
+def _build_engines(
+    item: RegionProposal, imported: ImportResult, plan: Plan, compiled: Compiled, step: Step
+) -> dict[int, stitch.StitchedEngine]:
+    """Build the engines of a region; a segment whose build fails stays in Torch, with the reason in the report."""
     engines: dict[int, stitch.StitchedEngine] = {}
     by_name = {backend.name: backend for backend in plan.backends}
-    for segment, subgraph in zip(partition.segments, stitch.extract(gm, partition)):
+    for segment, subgraph in zip(item.partition.segments, stitch.extract(item.graph, item.partition)):
         step(f"build {segment.backend}")
         try:
-            engine, row = _build(by_name[segment.backend], segment, subgraph, imported, plan, region.index)
+            engine, row = _build(by_name[segment.backend], segment, subgraph, imported, plan, item.region.index)
         except BuildError as error:
-            for node in segment.nodes:
-                reasons = {segment.backend: f"its segment could not be built: {error}"}
-                compiled.fallbacks.append(
-                    FallbackRow(str(node.target), node.name, reasons, node.meta.get("source", ""), region.index)
-                )
+            reasons = {segment.backend: f"its segment could not be built: {error}"}
+            compiled.fallbacks.extend(
+                FallbackRow(str(node.target), node.name, reasons, node.meta.get("source", ""), item.region.index)
+                for node in segment.nodes
+            )
             compiled.warnings.append(f"a segment of {len(segment.nodes)} operators stays in Torch: {error}")
             continue
         engines[segment.index] = engine
+        compiled.engines.append(engine)
         compiled.segments.append(row)
         for dtype, count in _dtypes(segment).items():
             compiled.dtypes[dtype] = compiled.dtypes.get(dtype, 0) + count
-    stitched = stitch.stitch(gm, partition, engines) if engines else gm
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    names = {node: value.unique() for node, value in zip(placeholders, region.inputs)}
-    inputs = {names[node] for engine in engines.values() for node in engine.subgraph.inputs if node in names}
-    return stitched, inputs if region.path == "forward" else set()
+    return engines
+
+
+def _inputs_of_engines(item: RegionProposal, engines: dict[int, stitch.StitchedEngine]) -> set[int]:
+    """Return the unique numbers of the TorchScript values that are inputs of a region's engines."""
+    placeholders = [node for node in item.graph.graph.nodes if node.op == "placeholder"]
+    names = {node: value.unique() for node, value in zip(placeholders, item.region.inputs)}
+    return {names[node] for engine in engines.values() for node in engine.subgraph.inputs if node in names}
 
 
 def _build(
@@ -180,7 +239,7 @@ def _build(
     outputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in subgraph.outputs)
     profiles = tuple(_profile(subgraph.inputs, imported.symbols, sizes) for sizes in plan.sizes)
     profiles = tuple(dict.fromkeys(profiles))
-    spec = BuildSpec(inputs, outputs, plan.device, profiles, plan.workspace_bytes, plan.build_options)
+    spec = BuildSpec(inputs, outputs, torch.device(plan.built_for or plan.device), profiles, plan.workspace_bytes, plan.build_options)
     begin = time.perf_counter()
     engine = backend.build(subgraph.graph, spec)
     build_ms = (time.perf_counter() - begin) * 1e3
@@ -188,7 +247,7 @@ def _build(
         engine.serialize(),
         backend=backend.name,
         backend_version=backend.version(),
-        device=plan.device,
+        device=torch.device(plan.built_for or plan.device),
         inputs=inputs,
         outputs=outputs,
         profiles=profiles,
@@ -204,7 +263,7 @@ def _build(
         outputs=tuple(map(str, outputs)),
         region=region,
     )
-    return stitch.StitchedEngine(subgraph, backend.name, blob, envelope.key_of(blob)), row
+    return stitch.StitchedEngine(subgraph, backend.name, blob, envelope.key_of(blob), spec), row
 
 
 def _profile(inputs: Sequence[fx.Node], symbols: dict[str, str], sizes: dict[str, tuple[int, int, int]]) -> Profile:

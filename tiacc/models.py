@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -188,7 +189,7 @@ def run_checked(module: torch.jit.ScriptModule, item: Sequence[Any], index: int)
     except Exception as error:  # the user's model may raise anything
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(item))
         raise InvalidArgumentError(
-            f"input_model fails on item {index} of the test data (shapes {shapes}): {_last_line(error)}. Correct input_shapes or "
+            f"input_model fails on item {index} of the test data (shapes {shapes}): {reason_of(error)}. Correct input_shapes or "
             f"test_data so that the model itself runs"
         ) from error
 
@@ -209,6 +210,10 @@ def _first_line(error: BaseException) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """Return what an error says in one line; of one that came through TorchScript, what was raised in it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    if raised:
+        return raised[-1].removeprefix("RuntimeError: ")
+    return lines[-1] if lines else type(error).__name__

@@ -64,6 +64,8 @@ class Options:
             then in Torch, and tells in the report; ``"raise"`` raises `AccuracyError`.
         require_speedup: The least speed-up; a smaller one raises `SpeedupError`. None: any is accepted, and reported.
         min_segment_nodes: The fewest operators of a segment; smaller ones stay in Torch.
+        keep_methods: Methods that ``forward`` calls and that shall be methods of the optimized model too. Others that it does not
+            call are always kept.
         workspace_bytes: The most scratch memory that an engine may use.
         target: GPUs to build for instead of the one here, by compute capability: ``("sm80", "sm89")``. Engines are then built
             ahead of time, by ``backend="tensorrt_rtx"``, and not run. Empty: this machine.
@@ -84,6 +86,7 @@ class Options:
     on_accuracy_failure: Literal["repair", "raise"] = "repair"
     require_speedup: float | None = None
     min_segment_nodes: int = 1
+    keep_methods: tuple[str, ...] = ()
     workspace_bytes: int = 1 << 30
     target: tuple[str, ...] = ()
     check_network: bool = False
@@ -263,6 +266,7 @@ _NORMALISE: dict[str, Callable[[str, Any], Any]] = {
     "on_accuracy_failure": _on_accuracy_failure,
     "require_speedup": _optional(_positive),
     "min_segment_nodes": _count(1),
+    "keep_methods": _names,
     "workspace_bytes": _count(0),
     "target": _target,
     "check_network": _flag,

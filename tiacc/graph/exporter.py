@@ -112,7 +112,7 @@ class _Writer:
         """Write the nodes of `gm`, whose placeholders have values, and return its outputs."""
         for node in gm.graph.nodes:
             if node.op == "get_attr":
-                self.values[node] = self._tensor(specs.fetch_attr(gm, str(node.target)), str(node.target))
+                self.values[node] = self._tensor(specs.fetch_attr(gm, str(node.target)))
             elif node.op == "call_function":
                 self._write_call(node)
             elif node.op == "output":
@@ -145,7 +145,7 @@ class _Writer:
             ]
             return self.emit("prim::DictConstruct", members, [wanted])[0]
         if isinstance(template, torch.Tensor):
-            return self._tensor(template, "constant")
+            return self._tensor(template)
         return self._constant(_cast(template, wanted))
 
     # -- calls -----------------------------------------------------------------------------------------------------------------
@@ -222,8 +222,8 @@ class _Writer:
             self._constants[key] = self.graph.insertConstant(item)
         return self._constants[key]
 
-    def _tensor(self, tensor: torch.Tensor, name: str) -> torch_compat.Value:
-        return self.graph.insertConstant(tensor.detach())
+    def _tensor(self, tensor: torch.Tensor) -> torch_compat.Value:
+        return self.graph.insertConstant(tensor.detach() if tensor.requires_grad else tensor)
 
 
 def _cast(item: Any, wanted: torch_compat.Type) -> Any:

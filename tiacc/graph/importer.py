@@ -320,7 +320,7 @@ class _Importer:
         if name in region.env:
             return region.env[name]
         if name not in self.known:
-            raise CannotImportError(f"the type of its input %{value.debugName()} is not known before the model runs")
+            raise CannotImportError("the type of one of its inputs is not known before the model runs")
         item = self.known[name]
         if name in self.assumed:
             index, assumed = self.assumed[name]
@@ -331,7 +331,7 @@ class _Importer:
         elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             item = self._placeholder(value, item)
         elif _has_tensors(item):
-            raise CannotImportError(f"its input %{value.debugName()} is a container made outside of the region")
+            raise CannotImportError("one of its inputs is a container made outside of the region")
         region.env[name] = item
         return item
 

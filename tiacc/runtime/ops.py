@@ -6,15 +6,20 @@ as long as a model refers to it.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from tiacc.errors import EngineFormatError, ShapeOutOfRangeError
 from tiacc.graph.types import Dim, TensorSpec
 from tiacc.runtime import blob as envelope
+
+if TYPE_CHECKING:
+    from tiacc.backends.base import Engine
 
 _ATTRIBUTE = "_tiacc_engine"
 _KNOWN_SHAPES_LIMIT = 256
@@ -35,10 +40,10 @@ class LoadedEngine:
         header: What the envelope says of it.
     """
 
-    def __init__(self, engine: object, header: envelope.Header) -> None:
+    def __init__(self, engine: Engine, header: envelope.Header) -> None:
         self.engine = engine
         self.header = header
-        self._run = engine.run  # type: ignore[attr-defined]
+        self._run = engine.run
         self._dtypes = [spec.dtype for spec in header.inputs]
         self._device = header.device
         self._checked: set[tuple[torch.Size, ...]] = set()
@@ -58,7 +63,7 @@ class LoadedEngine:
                 raise ShapeOutOfRangeError(self._complaint(inputs))
             if len(self._checked) < _KNOWN_SHAPES_LIMIT:
                 self._checked.add(shapes)
-        return self._run(inputs)  # type: ignore[no-any-return]
+        return self._run(inputs)
 
     def _admits(self, shapes: tuple[torch.Size, ...]) -> bool:
         if len(shapes) != len(self.header.inputs):
@@ -82,6 +87,12 @@ class LoadedEngine:
             f"the inputs of a {self.header.backend} engine have shapes {[tuple(tensor.shape) for tensor in inputs]}, and the engine "
             f"takes these sets of shapes: {taken}; optimize again with input_shapes that include this one"
         )
+
+
+def attach(blob: torch.Tensor, engine: Engine, device: str) -> None:
+    """Have calls with an envelope run another engine than the one in it, in this process, on tensors of a device type."""
+    header, _ = envelope.read_header(blob)
+    setattr(blob, _ATTRIBUTE, LoadedEngine(engine, dataclasses.replace(header, device=device)))
 
 
 def load(blob: torch.Tensor, key: str) -> LoadedEngine:

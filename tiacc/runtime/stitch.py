@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from tiacc.backends.base import BuildSpec
 from tiacc.backends.partitioner import Partition, Segment, numbers_of
 from tiacc.graph import specs
 
@@ -37,12 +38,14 @@ class StitchedEngine:
         backend: The name of its backend.
         blob: Its envelope.
         key: The digest of the envelope.
+        spec: What it was built for.
     """
 
     subgraph: Subgraph
     backend: str
     blob: torch.Tensor
     key: str
+    spec: BuildSpec | None = None
 
 
 def extract(gm: fx.GraphModule, partition: Partition, segments: Sequence[Segment] | None = None) -> list[Subgraph]:
