@@ -136,6 +136,23 @@ def same_type(first: Any, second: Any) -> bool:
     )
 
 
+def is_lossless(narrow: torch.dtype, wide: torch.dtype) -> bool:
+    """Return whether every number of one dtype is a number of another."""
+    if narrow == wide or narrow == torch.bool:
+        return True
+    if narrow.is_complex or wide.is_complex or torch.bool in (narrow, wide):
+        return False
+    if not narrow.is_floating_point:
+        low, high = torch.iinfo(narrow).min, torch.iinfo(narrow).max
+        if wide.is_floating_point:
+            return high <= 2 / torch.finfo(wide).eps
+        return torch.iinfo(wide).min <= low and high <= torch.iinfo(wide).max
+    if not wide.is_floating_point:
+        return False
+    small, large = torch.finfo(narrow), torch.finfo(wide)
+    return large.eps <= small.eps and large.max >= small.max and large.smallest_normal <= small.smallest_normal
+
+
 def same_layout(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Return whether two tensors have the same strides."""
     return same_sizes(first.stride(), second.stride())
