@@ -324,9 +324,15 @@ def plan_of(
         workspace_bytes=settings.workspace_bytes,
         build_options={
             "num_threads": settings.num_threads or torch.get_num_threads(),
+            **({"tf32": _torch_uses_tf32()} if device.type == "cuda" else {}),
             **({"target": settings.target} if settings.target else {}),
         },
     )
+
+
+def _torch_uses_tf32() -> bool:
+    """Return whether torch rounds the inputs of all its float32 products to TensorFloat-32: of convolutions and of matrices."""
+    return bool(torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32)
 
 
 def _pipeline(level: int, device: torch.device, half: torch.dtype | None, settings: Options) -> Pass:
