@@ -512,23 +512,43 @@ class _Importer:
             if wanted == "aten::Float" or not _is_integer(number):
                 return self._scalar(wanted, [number])
             return number
+        if all(isinstance(number, (int, float, str)) or number is None for number in numbers):
+            return self._evaluate_number_tensor(node, args)
         if kind == "aten::rsub" and len(numbers) == 3:
             kind, numbers = "aten::sub", [numbers[1], numbers[0], numbers[2]]
         if kind in {"aten::add", "aten::sub"} and len(numbers) == 3 and numbers.pop() != 1:
             return _UNKNOWN
-        arithmetic = {"aten::add", "aten::sub", "aten::mul", "aten::floor_divide", "aten::remainder", "aten::neg"}
-        if kind == "aten::div" and len(numbers) == 3 and numbers[2] == "floor":
-            kind, numbers = "aten::floordiv", numbers[:2]
-            arithmetic.add(kind)
+        if kind == "aten::div" and len(numbers) == 3:
+            rounding = numbers.pop()
+            if rounding != "floor" and not (rounding == "trunc" and all(map(_is_natural, numbers))):
+                return _UNKNOWN
+            kind = "aten::floordiv"
+        arithmetic = {"aten::add", "aten::sub", "aten::mul", "aten::floordiv", "aten::floor_divide", "aten::remainder", "aten::neg"}
         if kind not in arithmetic or not all(map(_is_integer, numbers)):
             return _UNKNOWN
         return NumberTensor(self._scalar("aten::floordiv" if kind == "aten::floor_divide" else kind, numbers), torch.int64)
+
+    def _evaluate_number_tensor(self, node: torch_compat.Node, args: list[Any]) -> Any:
+        """Compute an operator on 0-d tensors whose numbers are all known, as torch does; `_UNKNOWN` where that gives none."""
+        overload = torch_compat.overload_of(node)
+        if overload is None or torch_compat.written_arguments(overload):
+            return _UNKNOWN
+        tensors = [torch.tensor(arg.number, dtype=arg.dtype) if isinstance(arg, NumberTensor) else arg for arg in args]
+        tensors = [self._constant_behind(arg) if isinstance(arg, TensorRef) else arg for arg in tensors]
+        positional, keywords = torch_compat.bind(overload, tensors)
+        result = self._evaluate(lambda: overload(*positional, **keywords), [])
+        if isinstance(result, torch.Tensor) and not result.dim() and not result.is_complex():
+            return NumberTensor(result.item(), result.dtype)
+        return result if isinstance(result, (int, float, bool)) else _UNKNOWN
+
+    def _constant_behind(self, ref: TensorRef) -> Any:
+        return getattr(self._open().constants, str(ref.storage.node.target))
 
     def _number_behind(self, item: Any) -> Any:
         """Return the integer that a constant 0-d tensor holds; anything else as it is."""
         if not isinstance(item, TensorRef) or item.storage.node.op != "get_attr" or item.value.dim() or item.parent:
             return item
-        constant = getattr(self._open().constants, str(item.storage.node.target))
+        constant = self._constant_behind(item)
         return constant.item() if constant.dtype in {torch.int64, torch.int32} else item
 
     def _scalar(self, kind: str, numbers: list[Any]) -> Any:
@@ -539,7 +559,7 @@ class _Importer:
     def _evaluate(self, function: Any, args: list[Any]) -> Any:
         try:
             return function(*args)
-        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CannotImportError(f"it fails on what is known of its input: {type(error).__name__}: {error}") from error
 
     def _own(self, item: Any) -> Any:
@@ -764,6 +784,14 @@ def _is_integer(item: Any) -> bool:
     if isinstance(item, fx.Node):
         return isinstance(item.meta["val"], (int, torch.SymInt))
     return isinstance(item, int)
+
+
+def _is_natural(item: Any) -> bool:
+    """Return whether a number is an integer that is never negative."""
+    if isinstance(item, fx.Node):
+        value = item.meta["val"]
+        return isinstance(value, torch.SymInt) and torch_compat.decide(value >= 0) is True
+    return isinstance(item, int) and item >= 0
 
 
 def _has_tensors(item: Any) -> bool:
