@@ -168,3 +168,19 @@ def refused(op: Any, *args: Any, **kwargs: Any) -> str:
     gm, inputs = one_node(op, *args, **kwargs)
     specs.propagate(gm, [spec_of(tensor) for tensor in inputs])
     return rejection(gm)
+
+
+def check_dynamic(
+    op: Any, args: Sequence[Any], dynamic: Sequence[Sequence[int]], *others: Sequence[torch.Tensor], compile: bool = False
+) -> builder.NetworkDefinition:
+    """Check one operator with dimensions that vary, on the arguments and on inputs of other sizes.
+
+    Args:
+        op: The overload.
+        args: Its arguments; a `torch.nn.Parameter` is a constant, other tensors are inputs.
+        dynamic: For each input, the dimensions that vary.
+        *others: Further inputs.
+        compile: Build an engine for sm86 too.
+    """
+    gm, inputs = one_node(op, *args)
+    return check_graph(gm, inputs, dynamic=dynamic, others=others, compile=compile)

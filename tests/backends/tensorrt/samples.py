@@ -106,7 +106,7 @@ def trace(info: Any, item: Any) -> Sample:
         with torch.no_grad():
             expected = call(*(tensor.clone() for tensor in tensors))
             traced = torch.jit.trace(call, tuple(tensors), check_trace=False)
-    except Exception as error:  # noqa: BLE001 - whatever TorchScript cannot trace is no sample
+    except Exception as error:  # whatever TorchScript cannot trace is no sample
         raise NotAGraph(f"TorchScript does not trace it: {type(error).__name__}") from error
     results = list(expected) if isinstance(expected, (list, tuple)) else [expected]
     if not all(isinstance(result, torch.Tensor) for result in results):
@@ -161,7 +161,7 @@ def _call(graph: fx.Graph, node: Any, inputs: list[Any], count: int) -> list[Any
     schema = torch._C.parse_schema(node.schema())
     packet = getattr(torch.ops.aten, schema.name.split("::")[1])
     overload = getattr(packet, schema.overload_name or "default", None)
-    if overload is None or schema.name.endswith("_") and not schema.name.endswith("__"):
+    if overload is None or (schema.name.endswith("_") and not schema.name.endswith("__")):
         raise NotAGraph(f"its trace calls {schema.name}")
     args, kwargs = [], {}
     for argument, value in zip(overload._schema.arguments, inputs):

@@ -145,7 +145,7 @@ def profiles_of(spec: BuildSpec) -> tuple[Profile, ...]:
     """Return the shape sets to build for; those of the inputs' own ranges when the spec names none."""
     if spec.profiles:
         return spec.profiles
-    low, opt, high = (tuple(item.sizes(which) for item in spec.inputs) for which in ("min", "opt", "max"))
+    low, opt, high = (tuple(input_.sizes(which) for input_ in spec.inputs) for which in ("min", "opt", "max"))
     return (Profile(low, opt, high),)
 
 
@@ -201,10 +201,10 @@ def _add_profiles(definition: NetworkDefinition, config: Any, profiles: Sequence
     if all(size >= 0 for tensor in tensors for size in tuple(tensor.shape)):
         return
     for profile in profiles:
-        item = definition.builder.create_optimization_profile()
+        profile_item = definition.builder.create_optimization_profile()
         for tensor, low, opt, high in zip(tensors, profile.min, profile.opt, profile.max, strict=True):
-            item.set_shape(tensor.name, low, opt, high)
-        if config.add_optimization_profile(item) < 0:
+            profile_item.set_shape(tensor.name, low, opt, high)
+        if config.add_optimization_profile(profile_item) < 0:
             raise BuildError(f"TensorRT refuses the optimisation profile {profile}: each size must have min <= opt <= max")
 
 

@@ -25,20 +25,38 @@ OLDEST: dict[str, Version] = {"tensorrt": (10, 7), "tensorrt_rtx": (1, 7)}
 
 INSTALL: dict[str, str] = {"tensorrt": "pip install 'tiacc[tensorrt]'", "tensorrt_rtx": "pip install 'tiacc[rtx]'"}
 
-_SINCE: dict[str, dict[str, Version]] = {
-    "attention": {"tensorrt": (10, 14), "tensorrt_rtx": (1, 7)},
-    "attention_v2": {"tensorrt": (11, 0), "tensorrt_rtx": (1, 7)},
-    "cumulative": {"tensorrt": (10, 8), "tensorrt_rtx": (1, 7)},
-    "normalization_v2": {"tensorrt": (10, 15), "tensorrt_rtx": (1, 7)},
-    "rotary_embedding": {"tensorrt": (10, 15), "tensorrt_rtx": (1, 7)},
-    "compute_capabilities": {"tensorrt_rtx": (1, 7)},
-    "runtime_cache": {"tensorrt_rtx": (1, 7)},
-    "engine_validity": {"tensorrt_rtx": (1, 7)},
-    "timing_cache": {"tensorrt": (10, 7)},
-    "nms": {"tensorrt": (10, 7)},
-    "non_zero": {"tensorrt": (10, 7)},
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Something that not every library and version has.
+
+    Attributes:
+        since: The version of each library from which on it works; a library that is not named never has it.
+        names: The names of the API that are used only where it is there.
+    """
+
+    since: dict[str, Version]
+    names: tuple[str, ...] = ()
+
+
+CAPABILITIES: dict[str, Capability] = {
+    "attention": Capability({"tensorrt": (10, 14), "tensorrt_rtx": (1, 7)}, ("INetworkDefinition.add_attention",)),
+    "attention_v2": Capability({"tensorrt": (11, 0), "tensorrt_rtx": (1, 7)}, ("INetworkDefinition.add_attention_v2",)),
+    "cumulative": Capability({"tensorrt": (10, 8), "tensorrt_rtx": (1, 7)}, ("INetworkDefinition.add_cumulative",)),
+    "normalization_v2": Capability({"tensorrt": (10, 15), "tensorrt_rtx": (1, 7)}, ("INetworkDefinition.add_normalization_v2",)),
+    "rotary_embedding": Capability({"tensorrt": (10, 15), "tensorrt_rtx": (1, 7)}, ("INetworkDefinition.add_rotary_embedding",)),
+    "compute_capabilities": Capability(
+        {"tensorrt_rtx": (1, 7)},
+        ("ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"),
+    ),
+    "runtime_cache": Capability({"tensorrt_rtx": (1, 7)}, ("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache")),
+    "engine_validity": Capability({"tensorrt_rtx": (1, 7)}, ("Runtime.get_engine_validity",)),
+    "timing_cache": Capability({"tensorrt": (10, 7)}),
+    "nms": Capability({"tensorrt": (10, 7)}),
+    "non_zero": Capability({"tensorrt": (10, 7)}),
 }
-"""For each capability, the version of each library from which on it works; a library that is not named never has it.
+"""What to ask `Flavour.has` for.
 
 RTX has the calls for NMS, non-zero and the timing cache, but no kernels for the first two, and the cache stays empty.
 
@@ -87,7 +105,7 @@ class Flavour:
         Raises:
             KeyError: The table has no such row.
         """
-        since = _SINCE[capability].get(self.name)
+        since = CAPABILITIES[capability].since.get(self.name)
         return since is not None and self.version[: len(since)] >= since
 
     def dtype(self, dtype: torch.dtype) -> Any:
@@ -112,11 +130,6 @@ class Flavour:
 def _dtypes(flavour: Flavour) -> tuple[dict[torch.dtype, Any], dict[Any, torch.dtype]]:
     to_trt = {dtype: getattr(flavour.module, name) for dtype, name in _DTYPE_NAMES.items()}
     return to_trt, {value: key for key, value in to_trt.items()}
-
-
-def capabilities() -> tuple[str, ...]:
-    """Return the rows of the capability table."""
-    return tuple(_SINCE)
 
 
 def parse_version(text: str) -> Version:

@@ -231,8 +231,8 @@ def _softmax_check(view: NodeView) -> Support:
 def softmax_of(net: Conversion, value: Tensor, axis: int) -> Tensor:
     """Return exp(x) / sum(exp(x)) along a dimension."""
     rank = net.rank(value)
-    if rank == 0:
-        return net.reshape(net.add("softmax", net.reshape(value, (1,)), axes=1), ())
+    if rank < 2:  # TensorRT wants two dimensions
+        return net.reshape(net.add("softmax", net.reshape(value, (1, -1)), axes=2), net.shape(value))
     return net.add("softmax", value, axes=net.axes_mask((axis,), rank))
 
 

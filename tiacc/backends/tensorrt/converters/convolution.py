@@ -6,7 +6,7 @@ TensorRT has them in two and three dimensions: those in one are given a dimensio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -131,6 +131,10 @@ def _plain(net: Conversion, value: Tensor, weight: Value, bias: Value | None, wi
 
 
 def _transposed(net: Conversion, value: Tensor, weight: Value, bias: Value | None, window: Window) -> Tensor:
+    if any(item > 1 for item in window.dilation) and any(item > 1 for item in window.stride):
+        # TensorRT has no transposed convolution that is both: the zeros between the taps become part of the weight
+        weight = _spread(net, weight, window.dilation)
+        window = replace(window, dilation=(1,) * len(window.dilation))
     maps = weight.shape[1] * window.groups
     after = [pad - extra for pad, extra in zip(window.after, window.output_padding)]
     missing = [max(-pad, 0) for pad in after]
@@ -142,6 +146,24 @@ def _transposed(net: Conversion, value: Tensor, weight: Value, bias: Value | Non
         rank = len(sizes)
         result = net.slice(result, [0] * rank, sizes, [1] * rank, mode="FILL", fill=0.0)
     return result if held_back is None else _add_bias(net, result, held_back)
+
+
+def _spread(net: Conversion, weight: Value, dilation: Sequence[int]) -> Value:
+    """Return a kernel with dilation - 1 zeros between its elements, along each spatial dimension."""
+    maps, sizes = tuple(weight.shape)[:2], tuple(weight.shape)[2:]
+    rank = 2 + 2 * len(sizes)
+    spaced = [size for pair in zip(sizes, dilation) for size in pair]
+    dense = [size * step for size, step in zip(sizes, dilation)]
+    reach = [(size - 1) * step + 1 for size, step in zip(sizes, dilation)]
+    value = net.unsqueeze(weight, range(3, rank, 2))
+    if isinstance(value, torch.Tensor):
+        spread = value.new_zeros((*maps, *spaced))
+        taps: list[Any] = [part for _ in sizes for part in (slice(None), slice(0, 1))]
+        spread[tuple([slice(None), slice(None), *taps])] = value
+        return spread.reshape((*maps, *dense))[tuple([slice(None), slice(None), *map(slice, reach)])]
+    spread = net.slice(value, [0] * rank, [*maps, *spaced], [1] * rank, mode="FILL", fill=0.0)
+    rank = 2 + len(sizes)
+    return net.slice(net.reshape(spread, (*maps, *dense)), [0] * rank, [*maps, *reach], [1] * rank)
 
 
 def _add_bias(net: Conversion, value: Tensor, bias: Value) -> Tensor:

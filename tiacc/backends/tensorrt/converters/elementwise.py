@@ -130,20 +130,25 @@ def _floor_divided(call: Call) -> Tensor:
 @converts(aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor, symbolic=("other",), check=_not_bool)
 def remainder(call: Call) -> Value:
     """What is left by a division rounded down; it has the sign of the divisor."""
-    net, dtype = call.net, call.dtype
+    net, dtype = call.net, _wide(call.dtype)
     first, second = net.align(call.operand("self"), call.operand("other"), dtype=dtype)
-    return net.binary("SUB", first, net.binary("PROD", net.binary("FLOOR_DIV", first, second), second))
+    return net.cast(net.binary("SUB", first, net.binary("PROD", net.binary("FLOOR_DIV", first, second), second)), call.dtype)
 
 
 @converts(aten.fmod.Tensor, aten.fmod.Scalar, symbolic=("other",), check=_not_bool)
 def fmod(call: Call) -> Value:
     """What is left by a division rounded towards zero; it has the sign of the dividend."""
-    net, dtype = call.net, call.dtype
+    net, dtype = call.net, _wide(call.dtype)
     first, second = net.align(call.operand("self"), call.operand("other"), dtype=dtype)
     quotient = net.binary("DIV", first, second)
     if dtype.is_floating_point:
         quotient = truncated(net, quotient)
-    return net.binary("SUB", first, net.binary("PROD", quotient, second))
+    return net.cast(net.binary("SUB", first, net.binary("PROD", quotient, second)), call.dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which a remainder has digits left: float32 for the half types."""
+    return torch.float32 if dtype in FLOATS else dtype
 
 
 # -- powers -----------------------------------------------------------------------------------------------------------------------
@@ -190,8 +195,13 @@ def pow_tensor(call: Call) -> Value:
 def hypot(call: Call) -> Value:
     """√(a² + b²)."""
     net, dtype = call.net, call.dtype
-    first, second = net.align(call.operand("self"), call.operand("other"), dtype=dtype)
-    return net.unary("SQRT", net.binary("SUM", net.binary("PROD", first, first), net.binary("PROD", second, second)))
+    first, second = (net.unary("ABS", side) for side in net.align(call.operand("self"), call.operand("other"), dtype=dtype))
+    longer, shorter = net.binary("MAX", first, second), net.binary("MIN", first, second)
+    ratio = net.binary("DIV", shorter, longer)  # squares of the sides themselves would overflow
+    length = net.binary("PROD", longer, net.unary("SQRT", net.binary("SUM", net.binary("PROD", ratio, ratio), 1.0)))
+    length = net.select(net.binary("EQUAL", longer, 0.0), 0.0, length, dtype)
+    # an infinite side makes it infinite, whatever the other is
+    return net.select(net.binary("OR", net.unary("ISINF", first), net.unary("ISINF", second)), math.inf, length, dtype)
 
 
 # -- the larger, the smaller, what lies between ------------------------------------------------------------------------------------

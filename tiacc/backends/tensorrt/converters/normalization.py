@@ -26,7 +26,7 @@ def _batch_check(view: NodeView) -> Support:
         return Support(False, "batch normalisation in training mode")
     if view.args["running_mean"] is None or view.args["running_var"] is None:
         return Support(False, "batch normalisation without running statistics")
-    return SUPPORTED
+    return _input_is_not_empty(view)
 
 
 @converts(aten.batch_norm.default, dtypes=FLOATS, check=_batch_check)

@@ -38,6 +38,11 @@ class Window:
         """Return the window in two dimensions that does what this one does in one."""
         return Window((1, *self.size), (1, *self.stride), (0, *self.padding), (1, *self.dilation), self.rounds_up)
 
+    @property
+    def never_begins_outside(self) -> bool:
+        """Whether the last window, rounded up, begins inside the input for inputs of every size; TensorRT keeps those that do not."""
+        return all(stride + pad <= size for size, stride, pad in zip(self.size, self.stride, self.padding))
+
     def outputs(self, sizes: Sequence[Size]) -> list[Size]:
         """Return the size of the output.
 
@@ -140,6 +145,8 @@ def _max_pool(net: Conversion, value: Tensor, window: Window) -> Tensor:
     if any(item != 1 for item in window.dilation):
         return _dilated_max_pool(net, value, window)
     if window.rounds_up and not is_static(sizes):
+        if window.never_begins_outside:
+            return _pool(net, value, "MAX", window, window.padding, window.padding, padding_mode=net.trt.PaddingMode.EXPLICIT_ROUND_UP)
         value = _padded(net, value, window.padding, window.overhangs(sizes), -math.inf)
         return _pool(net, value, "MAX", window, (0,) * len(sizes), (0,) * len(sizes))
     after = _after(window, sizes)

@@ -192,7 +192,12 @@ def erfc(call: Call) -> Value:
     return call.net.binary("SUB", 1.0, call.net.unary("ERF", call.tensor("self", call.dtype)))
 
 
-@converts(aten.logit.default, aten.special_logit.default)
+def _eps_leaves_room(view: NodeView) -> Support:
+    eps = view.value("eps")
+    return SUPPORTED if eps is None or eps <= 0.5 else Support(False, "logit whose bounds cross: eps is above 0.5")
+
+
+@converts(aten.logit.default, aten.special_logit.default, check=_eps_leaves_room)
 def logit(call: Call) -> Value:
     """Log(x / (1 - x)), x held within eps of 0 and 1."""
     net, value, eps = call.net, call.tensor("self", call.dtype), call.number("eps")

@@ -1,0 +1,59 @@
+"""Calls of operators with a converter: the tables ``CASES`` of the test modules beside this one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from tests.backends.tensorrt import harness
+from tiacc.graph import specs
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One call of one operator.
+
+    Attributes:
+        op: The overload.
+        args: Its arguments; a `torch.nn.Parameter` is a constant, other tensors are inputs.
+        kwargs: Its keyword arguments.
+    """
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def graph(self) -> tuple[fx.GraphModule, list[specs.TensorSpec]]:
+        """Return the call as a graph with values, and the types of its inputs."""
+        gm, inputs = harness.one_node(self.op, *self.args, **self.kwargs)
+        types = [harness.spec_of(tensor) for tensor in inputs]
+        return specs.propagate(gm, types), types
+
+    def __str__(self) -> str:
+        shapes = [tuple(arg.shape) if isinstance(arg, torch.Tensor) else arg for arg in self.args]
+        return f"{self.op}{shapes}".replace(" ", "")[:120]
+
+
+def case(op: Any, *args: Any, **kwargs: Any) -> Case:
+    """Return a `Case`."""
+    return Case(op, args, kwargs)
+
+
+@cache
+def _modules() -> tuple[str, ...]:
+    return tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name.startswith("test_"))
+
+
+def all_cases() -> Iterator[Case]:
+    """Yield the cases of all test modules of this package."""
+    for name in _modules():
+        module = importlib.import_module(f"tests.backends.tensorrt.{name}")
+        yield from getattr(module, "CASES", ())

@@ -1,0 +1,96 @@
+"""Every TensorRT name that the backend uses exists in each release that it supports.
+
+Only one library can be run here. So the whole suite of converter cases is converted once for each release, with the backend told
+that this release is installed, through a recorder that notes each name, each call of the network and each attribute of a layer.
+What `builder` uses is found in its text.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiacc.backends.tensorrt
+from tests.backends.tensorrt import api, cases
+from tests.backends.tensorrt.harness import needs_rtx
+from tiacc.backends.tensorrt import builder, converters
+from tiacc.backends.tensorrt.flavours import CAPABILITIES, Flavour, load_flavour, parse_version
+from tiacc.backends.tensorrt.layers import Layers
+
+_OWNERS = {
+    "config": "IBuilderConfig",
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "tensor": "ITensor",
+    "profile_item": "IOptimizationProfile",
+    "layer": "ILayer",
+    "cache": "ITimingCache",
+}
+"""The class of the objects that go by these names in the backend's code."""
+
+
+def _a_few_of_each() -> list[cases.Case]:
+    seen: Counter[Any] = Counter()
+    chosen = []
+    for case in cases.all_cases():
+        seen[case.op] += 1
+        if seen[case.op] <= 4:
+            chosen.append(case)
+    return chosen
+
+
+@needs_rtx
+@pytest.mark.parametrize("release", api.RELEASES)
+def test_names_used_by_converters_exist(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, version = release.split()
+    used: set[str] = set()
+    calls: dict[str, set[int]] = defaultdict(set)
+    flavour = Flavour(library, parse_version(version), api.Recorder(load_flavour("tensorrt_rtx").module, used))
+    original = Layers.add_layer
+
+    def add_layer(self: Layers, kind: str, *arguments: Any, inputs: Any = None, **attributes: Any) -> Any:
+        layer = original(self, kind, *arguments, inputs=inputs, **attributes)
+        calls[f"INetworkDefinition.add_{kind}"].add(len(arguments))
+        used.update(f"{type(layer).__name__}.{name}" for name in (*attributes, *(["set_input"] if inputs else [])))
+        return layer
+
+    monkeypatch.setattr(Layers, "add_layer", add_layer)
+    converted = set()
+    for case in _a_few_of_each():
+        gm, specs = case.graph()
+        if all(converters.supports(node, flavour.has) for node in gm.graph.nodes if node.op == "call_function"):
+            builder.build_network(flavour, gm, specs)
+            converted.add(case.op)
+    assert len(converted) > 200
+    assert len(calls) >= 19
+    missing = sorted(name for name in {*used, *calls} if not api.has(release, name))
+    assert missing == []
+    wrong = [
+        f"{name} with {count} arguments"
+        for name, counts in calls.items()
+        for count in counts
+        if not any(count <= len(parameters) for parameters in api.find(release, name))
+    ]
+    assert wrong == []
+
+
+def test_names_used_by_the_builder_exist() -> None:
+    guarded = {name for capability in CAPABILITIES.values() for name in capability.names}
+    timing = {"IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache", "ITimingCache.serialize"}
+    used = set()
+    for file in Path(tiacc.backends.tensorrt.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute):
+                owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
+                if owner in _OWNERS and file.name in ("builder.py", "conversion.py"):
+                    used.add(f"{_OWNERS[owner]}.{node.attr}")
+                if owner == "trt":
+                    used.add(node.attr)
+    assert {"IBuilderConfig.set_compute_capability", "INetworkDefinition.mark_output", "IProgressMonitor"} <= used
+    for release in api.RELEASES:
+        missing = {name for name in used - guarded - timing if not api.has(release, name)}
+        assert missing == set(), release
