@@ -1,0 +1,442 @@
+"""What each TorchScript node does, on the abstract values of a region being built."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tiacc.graph import scalars, torch_compat
+from tiacc.graph.region_builder import UNKNOWN, NumberTensor, RegionBuilder, has_tensors
+from tiacc.graph.storage import CannotImportError, TensorRef, pieces, view_of, whole
+
+aten = torch.ops.aten
+
+LOOP_LIMIT = 512
+"""Loops of more iterations than this are not unrolled."""
+
+MARK_KEEP = "tiacc_keep"
+"""The attribute of a branch or loop that was found not to be importable as a whole."""
+MARK_SPLICE = "tiacc_splice"
+"""The attribute of a branch whose condition is known: the block that is taken shall stand in its place."""
+
+_SPLITS = frozenset(
+    {aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int}
+    | {aten.tensor_split.sections, aten.tensor_split.indices}
+)
+
+
+class RestartError(Exception):
+    """Something was learnt that an earlier step should have known: the import begins again."""
+
+
+class NodeImporter:
+    """Imports nodes into a region.
+
+    Args:
+        builder: The region.
+        shared_writes: The TorchScript values, by unique number, that may share memory with one that is written into where other code
+            can see it. Those found are added.
+    """
+
+    def __init__(self, builder: RegionBuilder, shared_writes: set[int]) -> None:
+        self.builder = builder
+        self.shared_writes = shared_writes
+        self.depth = 0
+
+    def import_node(self, node: torch_compat.Node) -> None:
+        """Import one node into the current region.
+
+        Raises:
+            CannotImportError: It stays in TorchScript.
+        """
+        kind = node.kind()
+        if not self.depth:
+            self.builder.source = torch_compat.source_of(node)
+        outputs = list(node.outputs())
+        if any(output.unique() in self.shared_writes for output in outputs):
+            raise CannotImportError("its result shares memory with a tensor that is written into")
+        handler = _HANDLERS.get(kind)
+        results = handler(self, node) if handler else self._import_operator(node)
+        for output, item in zip(outputs, results, strict=True):
+            self.builder.env[output.unique()] = item
+
+    def _import_nested(self, block: torch_compat.Block, arguments: Iterable[Any]) -> list[Any]:
+        """Import a block as part of the current region, all or nothing, and return its results."""
+        for value, argument in zip(block.inputs(), arguments):
+            self.builder.env[value.unique()] = argument
+        self.depth += 1
+        try:
+            for node in block.nodes():
+                if node.kind() == "prim::Constant":
+                    self.builder.knowledge.learn_constant(node)
+                else:
+                    self.import_node(node)
+            return [self.builder.read(value) for value in block.outputs()]
+        finally:
+            self.depth -= 1
+
+    def _import_if(self, node: torch_compat.Node) -> list[Any]:
+        condition = self.builder.read(node.input())
+        if isinstance(condition, fx.Node):
+            condition = torch_compat.decide(condition.meta["val"])
+        if not isinstance(condition, bool):
+            raise CannotImportError("its condition depends on the input")
+        if node.hasAttribute(MARK_KEEP):
+            raise CannotImportError("a part of it cannot be imported")
+        taken = 0 if condition else 1
+        try:
+            return self._import_nested(list(node.blocks())[taken], ())
+        except CannotImportError as error:
+            if self.depth:
+                raise
+            node.i_(MARK_SPLICE, taken)
+            raise RestartError from error
+
+    def _import_loop(self, node: torch_compat.Node) -> list[Any]:
+        if node.hasAttribute(MARK_KEEP):
+            raise CannotImportError("a part of it cannot be imported")
+        count, condition, *carried = [self.builder.read(value) for value in node.inputs()]
+        if not isinstance(count, int) or (count > LOOP_LIMIT and condition is True):
+            raise CannotImportError("the number of its iterations depends on the input, or is large")
+        body = next(iter(node.blocks()))
+        try:
+            for step in range(min(count, LOOP_LIMIT + 1)):
+                if condition is False:
+                    break
+                if condition is not True or step == LOOP_LIMIT:
+                    raise CannotImportError("the number of its iterations depends on the input, or is large")
+                condition, *carried = self._import_nested(body, (step, *carried))
+        except CannotImportError as error:
+            if self.depth:
+                raise
+            node.i_(MARK_KEEP, 1)
+            raise RestartError from error
+        return carried
+
+    def _import_operator(self, node: torch_compat.Node) -> list[Any]:
+        kind = node.kind()
+        args = [self.builder.read(value) for value in node.inputs()]
+        number = self._import_scalar(node, kind, args)
+        if number is not UNKNOWN:
+            return [number]
+        overload = torch_compat.overload_of(node)
+        if overload is None:
+            raise CannotImportError("it is not an operator that the importer knows")
+        if torch_compat.is_random(overload, args):
+            raise CannotImportError("it draws random numbers")
+        written = torch_compat.written_arguments(overload)
+        if written:
+            return [self._import_write(node, overload, args, written)]
+        return self._import_call(node, overload, args)
+
+    def _import_scalar(self, node: torch_compat.Node, kind: str, args: list[Any]) -> Any:
+        """Import a computation with numbers or containers; `UNKNOWN` when it is one with tensors."""
+        first = args[0] if args else None
+        if kind in scalars.PASSED_THROUGH and not isinstance(first, (TensorRef, NumberTensor)):
+            return first
+        if kind in {"prim::unchecked_cast", "aten::detach"} and isinstance(first, (TensorRef, NumberTensor)):
+            return first
+        if isinstance(first, (list, tuple, dict)) and kind in scalars.CONTAINER_WRITES:
+            if not self.builder.owns(first):
+                raise CannotImportError("it changes a container that other code can see")
+            return self._evaluate(scalars.CONTAINER_WRITES[kind], args)
+        in_container = isinstance(first, (list, tuple, dict, str))
+        if kind in scalars.CONTAINER_READS and (in_container or kind in {"aten::__derive_index", "aten::__range_length"}):
+            if kind == "aten::slice" and not in_container:
+                return UNKNOWN
+            if any(isinstance(arg, fx.Node) for arg in args[1:]):
+                raise CannotImportError("its index depends on the input")
+            return self.builder.own(self._evaluate(scalars.CONTAINER_READS[kind], args))
+        if any(isinstance(arg, NumberTensor) for arg in args):
+            return self._import_number_tensor(node, kind, args)
+        if any(isinstance(arg, TensorRef) for arg in args) or has_tensors(args):
+            if kind in {"aten::__is__", "aten::__isnot__"}:
+                return (args[0] is args[1]) == (kind == "aten::__is__")
+            return UNKNOWN
+        if any(isinstance(arg, fx.Node) for arg in args):
+            return self._import_symbolic(kind, args)
+        if kind in scalars.FOLDED:
+            return self._evaluate(scalars.FOLDED[kind], args)
+        return UNKNOWN
+
+    def _import_symbolic(self, kind: str, args: list[Any]) -> Any:
+        function = scalars.SYMBOLIC.get(kind)
+        if function is None or any(isinstance(arg, (list, tuple)) for arg in args):
+            return UNKNOWN
+        node = self.builder.call(function, *args)
+        value = node.meta["val"]
+        known = torch_compat.decide(value) if isinstance(value, (bool, torch.SymBool)) else value
+        return node if known is None or isinstance(known, (torch.SymInt, torch.SymFloat)) else known
+
+    def _import_number_tensor(self, node: torch_compat.Node, kind: str, args: list[Any]) -> Any:
+        """Compute on the numbers behind 0-d tensors, where the operator is integer arithmetic; `UNKNOWN` otherwise."""
+        numbers = [arg.number if isinstance(arg, NumberTensor) else self._number_behind(arg) for arg in args]
+        if kind in {"aten::Int", "aten::ScalarImplicit", "aten::IntImplicit", "aten::item", "aten::FloatImplicit", "aten::Float"}:
+            wanted = "aten::Float" if kind in {"aten::Float", "aten::FloatImplicit"} else "aten::Int"
+            number = numbers[0]
+            if wanted == "aten::Float" or not _is_integer(number):
+                return self._scalar(wanted, [number])
+            return number
+        if all(isinstance(number, (int, float, str)) or number is None for number in numbers):
+            return self._evaluate_number_tensor(node, args)
+        if kind == "aten::rsub" and len(numbers) == 3:
+            kind, numbers = "aten::sub", [numbers[1], numbers[0], numbers[2]]
+        if kind in {"aten::add", "aten::sub"} and len(numbers) == 3 and numbers.pop() != 1:
+            return UNKNOWN
+        if kind == "aten::div" and len(numbers) == 3:
+            rounding = numbers.pop()
+            if rounding != "floor" and not (rounding == "trunc" and all(map(_is_natural, numbers))):
+                return UNKNOWN
+            kind = "aten::floordiv"
+        arithmetic = {"aten::add", "aten::sub", "aten::mul", "aten::floordiv", "aten::floor_divide", "aten::remainder", "aten::neg"}
+        if kind not in arithmetic or not all(map(_is_integer, numbers)):
+            return UNKNOWN
+        return NumberTensor(self._scalar("aten::floordiv" if kind == "aten::floor_divide" else kind, numbers), torch.int64)
+
+    def _evaluate_number_tensor(self, node: torch_compat.Node, args: list[Any]) -> Any:
+        """Compute an operator on 0-d tensors whose numbers are all known, as torch does; `UNKNOWN` where that gives none."""
+        overload = torch_compat.overload_of(node)
+        if overload is None or torch_compat.written_arguments(overload):
+            return UNKNOWN
+        tensors = [torch.tensor(arg.number, dtype=arg.dtype) if isinstance(arg, NumberTensor) else arg for arg in args]
+        tensors = [self.builder.constant_behind(arg) if isinstance(arg, TensorRef) else arg for arg in tensors]
+        positional, keywords = torch_compat.bind(overload, tensors)
+        result = self._evaluate(lambda: overload(*positional, **keywords), [])
+        if isinstance(result, torch.Tensor) and not result.dim() and not result.is_complex():
+            return NumberTensor(result.item(), result.dtype)
+        return result if isinstance(result, (int, float, bool)) else UNKNOWN
+
+    def _number_behind(self, item: Any) -> Any:
+        """Return the integer that a constant 0-d tensor holds; anything else as it is."""
+        if not isinstance(item, TensorRef) or item.value.dim():
+            return item
+        constant = self.builder.constant_behind(item)
+        return constant.item() if constant is not None and constant.dtype in {torch.int64, torch.int32} else item
+
+    def _scalar(self, kind: str, numbers: list[Any]) -> Any:
+        if any(isinstance(number, fx.Node) for number in numbers):
+            return self._import_symbolic(kind, numbers)
+        return self._evaluate(scalars.FOLDED[kind], numbers)
+
+    def _evaluate(self, function: Any, args: list[Any]) -> Any:
+        try:
+            return function(*args)
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CannotImportError(f"it fails on what is known of its input: {type(error).__name__}: {error}") from error
+
+    def _import_call(self, node: torch_compat.Node, overload: torch._ops.OpOverload, args: list[Any]) -> list[Any]:
+        """Import an operator that writes nothing."""
+        positional, keywords = torch_compat.bind(overload, [self.builder.lower(arg) for arg in args])
+        call = self.builder.call(overload, *positional, **keywords)
+        bases = [arg for arg in args if isinstance(arg, TensorRef)]
+        value = call.meta["val"]
+        if isinstance(value, torch.Tensor):
+            for base in bases:
+                if torch_compat.shares_memory(value, base.value):
+                    if base is not args[0]:
+                        return [TensorRef(base.storage, base, (None, (), {}), call, base.storage.version)]
+                    return [view_of(base, call, overload, positional[1:], keywords)]
+            return [whole(call)]
+        if isinstance(value, (list, tuple)):
+            parts = [self.builder.call(operator.getitem, call, index) for index in range(len(value))]
+            returns_list = len(list(node.outputs())) == 1
+            if overload in _SPLITS and bases:
+                refs = pieces(overload, bases[0], parts, _dim_of(overload, positional, keywords))
+            else:
+                refs = [whole(part) for part in parts]
+                for ref, base in ((ref, base) for ref in refs for base in bases):
+                    if torch_compat.shares_memory(ref.value, base.value):
+                        ref.storage, ref.parent, ref.view = base.storage, base, (None, (), {})
+            return [self.builder.own(refs)] if returns_list else list(refs)
+        if isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return [call if not isinstance(value, (int, float, bool)) else value]
+        raise CannotImportError(f"its result is a {type(value).__name__}")
+
+    def _import_write(
+        self, node: torch_compat.Node, overload: torch._ops.OpOverload, args: list[Any], written: tuple[int, ...]
+    ) -> TensorRef:
+        """Import an in-place operator as its functional twin."""
+        target = args[0]
+        if written != (0,) or not isinstance(target, TensorRef):
+            raise CannotImportError("it writes into an argument other than its first")
+        if target.storage.is_external:
+            self._share(next(iter(node.inputs())))
+            raise CannotImportError("it writes into memory that other code can see")
+        before = target.read(self.builder.call)
+        twin = torch_compat.functional_twin(overload)
+        lowered = [before, *(self.builder.lower(arg) for arg in args[1:])]
+        if overload is aten.copy_.default:
+            new = lowered[1]
+        elif twin is None:
+            raise CannotImportError("it writes in place and has no functional form")
+        else:
+            positional, keywords = torch_compat.bind(twin, lowered)
+            new = self.builder.call(twin, *positional, **keywords)
+        target.write(self._fit(new, before), self.builder.call)
+        return target
+
+    def _fit(self, new: fx.Node, before: fx.Node) -> fx.Node:
+        """Give a value the dtype and shape of the tensor that it is written into."""
+        old_value, value = before.meta["val"], new.meta["val"]
+        if value.dtype != old_value.dtype:
+            new = self.builder.call(aten.to.dtype, new, old_value.dtype)
+        if list(value.shape) != list(old_value.shape):
+            if len(value.shape) > len(old_value.shape):
+                raise CannotImportError("it changes the shape of a tensor in place")
+            new = self.builder.call(aten.expand_as.default, new, before)
+        return new
+
+    def _share(self, value: torch_compat.Value) -> None:
+        """Note that a tensor is written into where other code can see it: every tensor that may share its memory stays real."""
+        names = self.builder.knowledge.aliases.of(value)
+        if names <= self.shared_writes:
+            return
+        self.shared_writes |= names
+        raise RestartError
+
+    # -- prim nodes ------------------------------------------------------------------------------------------------------------
+
+    def _import_list(self, node: torch_compat.Node) -> list[Any]:
+        return [self.builder.own([self.builder.read(value) for value in node.inputs()])]
+
+    def _import_tuple(self, node: torch_compat.Node) -> list[Any]:
+        return [tuple(self.builder.read(value) for value in node.inputs())]
+
+    def _import_dict(self, node: torch_compat.Node) -> list[Any]:
+        items = [self.builder.read(value) for value in node.inputs()]
+        if any(isinstance(key, (TensorRef, fx.Node, NumberTensor)) for key in items[::2]):
+            raise CannotImportError("the keys of its dictionary depend on the input")
+        return [self.builder.own(dict(zip(items[::2], items[1::2])))]
+
+    def _import_unpack(self, node: torch_compat.Node) -> list[Any]:
+        members = self.builder.read(node.input())
+        if not isinstance(members, (list, tuple)) or len(members) != len(list(node.outputs())):
+            raise CannotImportError("it unpacks a container of another length")
+        return list(members)
+
+    def _import_uninitialized(self, node: torch_compat.Node) -> list[Any]:
+        return [None]
+
+    def _import_size(self, node: torch_compat.Node) -> list[Any]:
+        tensor, *rest = [self.builder.read(value) for value in node.inputs()]
+        if isinstance(tensor, NumberTensor):
+            return [self.builder.own([])]
+        if not isinstance(tensor, TensorRef):
+            raise CannotImportError("its input is not a tensor of known shape")
+        if rest:
+            if not isinstance(rest[0], int) or not -tensor.value.dim() <= rest[0] < max(tensor.value.dim(), 1):
+                raise CannotImportError("it asks for a dimension that the tensor does not have")
+            return [self._size(tensor, rest[0])]
+        return [self.builder.own([self._size(tensor, dim) for dim in range(tensor.value.dim())])]
+
+    def _size(self, tensor: TensorRef, dim: int) -> Any:
+        size = tensor.value.shape[dim]
+        if isinstance(size, int):
+            return size
+        return self.builder.call(aten.sym_size.int, tensor.read(self.builder.call), dim % tensor.value.dim())
+
+    def _import_tensor_property(self, node: torch_compat.Node) -> list[Any]:
+        tensor = self.builder.read(node.input())
+        kind = node.kind()
+        if kind == "prim::type" and isinstance(tensor, torch.device):
+            return [tensor.type]
+        if isinstance(tensor, NumberTensor):
+            tensor = whole(self.builder.as_node(tensor))
+        if kind == "aten::len" and isinstance(tensor, (list, tuple, dict, str)):
+            return [len(tensor)]
+        if not isinstance(tensor, TensorRef):
+            raise CannotImportError("its input is not a tensor of known type")
+        value = tensor.value
+        if kind == "aten::numel":
+            total: Any = 1
+            for dim in range(value.dim()):
+                total = self._scalar("aten::mul", [total, self._size(tensor, dim)])
+            return [total]
+        if kind == "aten::len":
+            return [self._size(tensor, 0)]
+        return [_PROPERTIES[kind](value)]
+
+    def _import_number_to_tensor(self, node: torch_compat.Node) -> list[Any]:
+        number = self.builder.read(node.input())
+        number_type = type(number.meta["val"] if isinstance(number, fx.Node) else number)
+        dtype = {int: torch.int64, torch.SymInt: torch.int64, bool: torch.bool}.get(number_type)
+        if dtype is None:
+            raise CannotImportError("it makes a tensor of a number that is not an integer")
+        return [NumberTensor(number, dtype)]
+
+    def _refuse(self, node: torch_compat.Node) -> list[Any]:
+        raise CannotImportError(_REFUSALS[node.kind()])
+
+
+_PROPERTIES: dict[str, Any] = {
+    "aten::dim": lambda value: value.dim(),
+    "prim::type": lambda value: value.device.type,
+    "prim::dtype": lambda value: torch_compat.dtype_number(value.dtype),
+    "prim::device": lambda value: value.device,
+    "prim::layout": lambda value: 0,
+    "prim::is_cuda": lambda value: value.device.type == "cuda",
+    "prim::is_sparse": lambda value: False,
+    "prim::is_quantized": lambda value: value.is_quantized,
+    "prim::requires_grad": lambda value: False,
+    "aten::is_floating_point": lambda value: value.is_floating_point(),
+    "aten::is_complex": lambda value: value.is_complex(),
+    "aten::element_size": lambda value: value.element_size(),
+}
+
+_REFUSALS = {
+    "prim::RaiseException": "it raises an exception",
+    "prim::SetAttr": "it writes an attribute of the module",
+    "prim::GetAttr": "it reads an attribute of the module that is written elsewhere",
+    "prim::Print": "it prints",
+    "prim::CallMethod": "it calls a method through an interface",
+    "prim::CallFunction": "it calls a function that could not be inlined",
+    "prim::Enter": "it enters a context manager",
+    "prim::Exit": "it leaves a context manager",
+    "prim::fork": "it starts an asynchronous task",
+    "aten::wait": "it waits for an asynchronous task",
+    "prim::CreateObject": "it makes an object of a scripted class",
+}
+
+_HANDLERS: dict[str, Any] = {
+    "prim::If": NodeImporter._import_if,
+    "prim::Loop": NodeImporter._import_loop,
+    "prim::ListConstruct": NodeImporter._import_list,
+    "prim::TupleConstruct": NodeImporter._import_tuple,
+    "prim::DictConstruct": NodeImporter._import_dict,
+    "prim::Uninitialized": NodeImporter._import_uninitialized,
+    "prim::ListUnpack": NodeImporter._import_unpack,
+    "prim::TupleUnpack": NodeImporter._import_unpack,
+    "prim::NumToTensor": NodeImporter._import_number_to_tensor,
+    "aten::size": NodeImporter._import_size,
+    "aten::sym_size": NodeImporter._import_size,
+    "aten::numel": NodeImporter._import_tensor_property,
+    "aten::len": NodeImporter._import_tensor_property,
+    **dict.fromkeys(_PROPERTIES, NodeImporter._import_tensor_property),
+    **dict.fromkeys(_REFUSALS, NodeImporter._refuse),
+}
+
+
+def _is_integer(item: Any) -> bool:
+    if isinstance(item, fx.Node):
+        return isinstance(item.meta["val"], (int, torch.SymInt))
+    return isinstance(item, int)
+
+
+def _is_natural(item: Any) -> bool:
+    """Return whether a number is an integer that is never negative."""
+    if isinstance(item, fx.Node):
+        value = item.meta["val"]
+        return isinstance(value, torch.SymInt) and torch_compat.decide(value >= 0) is True
+    return isinstance(item, int) and item >= 0
+
+
+def _dim_of(overload: torch._ops.OpOverload, positional: Sequence[Any], keywords: dict[str, Any]) -> int:
+    for place, argument in enumerate(overload._schema.arguments):
+        if argument.name == "dim":
+            default: Any = argument.default_value
+            return int(keywords.get("dim", positional[place] if place < len(positional) else default))
+    return 0

@@ -1,0 +1,280 @@
+"""The region that the importer is building: its graph, and the abstract values of the TorchScript values in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tiacc.errors import ImportGraphError
+from tiacc.graph import specs, torch_compat
+from tiacc.graph.regions import FixedDim, OutputIndex, Region, RegionOutput
+from tiacc.graph.storage import CannotImportError, TensorRef, whole
+
+aten = torch.ops.aten
+
+UNKNOWN: Any = object()
+"""What is known of a value of which nothing is."""
+
+_MARK = "tiacc_region"
+
+
+@dataclass(frozen=True)
+class NumberTensor:
+    """A 0-d tensor made of a number, as traced code makes of a size before it computes with it."""
+
+    number: Any
+    dtype: torch.dtype
+
+
+@dataclass
+class Knowledge:
+    """What is known across the regions of a model.
+
+    Attributes:
+        mode: Where the fake tensors live.
+        aliases: Which TorchScript values may share memory.
+        symbol_names: The name of the `Dim` behind each symbol.
+        values: What is known of TorchScript values outside of the region being built, by unique number: fake tensors (real ones for
+            constants), numbers, containers of these.
+        assumed: The place and value of each argument of ``forward`` that is assumed to have one value, by unique number.
+        assumptions: Those of them that something relied on, by place.
+        fixed: The dimensions that an operator turned out to need at one size, by name.
+    """
+
+    mode: FakeTensorMode
+    aliases: torch_compat.Aliases
+    symbol_names: dict[str, str] = field(default_factory=dict)
+    values: dict[int, Any] = field(default_factory=dict)
+    assumed: dict[int, tuple[int, Any]] = field(default_factory=dict)
+    assumptions: dict[int, Any] = field(default_factory=dict)
+    fixed: dict[str, FixedDim] = field(default_factory=dict)
+
+    def learn_constant(self, node: torch_compat.Node) -> None:
+        """Note the value of a ``prim::Constant``."""
+        value = node.output()
+        self.values[value.unique()] = torch_compat.constant_of(value)
+
+
+class RegionBuilder:
+    """A region in the making.
+
+    An abstract value is a `TensorRef`; a `NumberTensor`; an fx node, for a number that depends on sizes; a number, string or None;
+    or a list, tuple or dict of abstract values.
+
+    Attributes:
+        nodes: The TorchScript nodes imported so far.
+        env: The abstract values of the TorchScript values in it, by unique number.
+        source: The source line of the node being imported.
+    """
+
+    def __init__(self, knowledge: Knowledge) -> None:
+        self.knowledge = knowledge
+        self.nodes: list[torch_compat.Node] = []
+        self.env: dict[int, Any] = {}
+        self.source = ""
+        self._graph = fx.Graph()
+        self._constants = torch.nn.Module()
+        self._inputs: dict[int, torch_compat.Value] = {}
+        self._last_placeholder: fx.Node | None = None
+        self._own_containers: dict[int, Any] = {}
+
+    def read(self, value: torch_compat.Value) -> Any:
+        """Return the abstract value of a TorchScript value in the current region."""
+        name = value.unique()
+        if name in self.env:
+            return self.env[name]
+        if name not in self.knowledge.values:
+            raise CannotImportError("the type of one of its inputs is not known before the model runs")
+        item = self.knowledge.values[name]
+        if name in self.knowledge.assumed:
+            index, assumed = self.knowledge.assumed[name]
+            self.knowledge.assumptions[index] = assumed
+        if isinstance(item, torch.Tensor):
+            is_external = torch_compat.is_fake(item)
+            item = whole(self._placeholder(value, item), is_external=True) if is_external else self._constant(item, value)
+        elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            item = self._placeholder(value, item)
+        elif has_tensors(item):
+            raise CannotImportError("one of its inputs is a container made outside of the region")
+        self.env[name] = item
+        return item
+
+    def _placeholder(self, value: torch_compat.Value, item: Any) -> fx.Node:
+        with self._graph.inserting_after(self._last_placeholder):
+            if self._last_placeholder is None and len(self._graph.nodes):
+                with self._graph.inserting_before(next(iter(self._graph.nodes))):
+                    node = self._graph.placeholder(_identifier(value))
+            else:
+                node = self._graph.placeholder(_identifier(value))
+        self._last_placeholder = node
+        node.meta["val"] = item
+        node.meta["ts_value"] = value.unique()
+        self._inputs[value.unique()] = value
+        return node
+
+    def _constant(self, tensor: torch.Tensor, value: torch_compat.Value) -> TensorRef:
+        name = _identifier(value)
+        while hasattr(self._constants, name):
+            name += "_"
+        self._constants.register_buffer(name, tensor)
+        node = self._graph.get_attr(name)
+        node.meta["val"] = torch_compat.fake_constant(self.knowledge.mode, tensor)
+        return whole(node, is_external=True)
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a call to the region's graph and infer its value."""
+        node = self._graph.call_function(target, args, kwargs)
+        node.meta["source"] = self.source
+        before = len(torch_compat.fixed_symbols_of(self.knowledge.mode))
+        try:
+            specs.infer_call(self.knowledge.mode, node)
+        except ImportGraphError as error:
+            self._graph.erase_node(node)
+            raise CannotImportError(_first_line(error.__cause__ or error)) from error
+        fixed = torch_compat.fixed_symbols_of(self.knowledge.mode)
+        if len(fixed) > before:
+            for symbol, size in fixed.items():
+                dim = self.knowledge.symbol_names.get(symbol, symbol)
+                self.knowledge.fixed.setdefault(dim, FixedDim(dim, size, f"{target} at {self.source}"))
+        return node
+
+    def as_node(self, item: NumberTensor) -> fx.Node:
+        """Return the node of a 0-d tensor made of a number."""
+        return self.call(aten.scalar_tensor.default, item.number, dtype=item.dtype)
+
+    def lower(self, item: Any) -> Any:
+        """Turn an abstract value into an argument of an fx node."""
+        if isinstance(item, TensorRef):
+            return item.read(self.call)
+        if isinstance(item, NumberTensor):
+            return self.as_node(item)
+        if isinstance(item, (list, tuple)):
+            return [self.lower(member) for member in item]
+        return item
+
+    def constant_behind(self, ref: TensorRef) -> torch.Tensor | None:
+        """Return the constant that a tensor is, or None."""
+        node = ref.storage.node
+        return getattr(self._constants, str(node.target)) if node.op == "get_attr" and ref.parent is None else None
+
+    def own(self, item: Any) -> Any:
+        """Note that a list or dict was made in this region, so that it may be changed there; return it."""
+        if isinstance(item, (list, dict)):
+            self._own_containers[id(item)] = item
+        return item
+
+    def owns(self, item: Any) -> bool:
+        """Return whether a list or dict was made in this region."""
+        return id(item) in self._own_containers
+
+    def close(self, index: int, path: str) -> Region | None:
+        """Finish the region; None when nothing in it computes a tensor. What is known of its values is noted.
+
+        Args:
+            index: Its number.
+            path: Where its block is.
+        """
+        for node in self.nodes:
+            _mark(node, index)
+        flat: dict[fx.Node, int] = {}
+        outputs = []
+        for node in self.nodes:
+            for value in node.outputs():
+                item = self.env.get(value.unique(), UNKNOWN)
+                if any(not _is_marked(use.user, index) for use in value.uses()):
+                    outputs.append(RegionOutput(value, self._template(item, flat)))
+                known = self._forget_nodes(item)
+                if known is not UNKNOWN and not (isinstance(known, (list, dict)) and self.knowledge.aliases.has_writers(value)):
+                    self.knowledge.values[value.unique()] = known
+        self._graph.output(tuple(flat))
+        self._graph.eliminate_dead_code()
+        if not any(node.op == "call_function" and not specs.is_scalar(node) for node in self._graph.nodes):
+            self.release()
+            return None
+        gm = fx.GraphModule(self._constants, self._graph)
+        gm.meta["fake_mode"] = self.knowledge.mode
+        placeholders = {node.meta["ts_value"] for node in gm.graph.nodes if node.op == "placeholder"}
+        for node in gm.graph.nodes:
+            if node.op == "placeholder" and not node.users:
+                placeholders.discard(node.meta["ts_value"])
+                gm.graph.erase_node(node)
+        gm.recompile()
+        inputs = tuple(value for name, value in self._inputs.items() if name in placeholders)
+        return Region(index, gm, inputs, tuple(outputs), self.nodes, path)
+
+    def release(self) -> None:
+        """Remove the attribute by which the region's TorchScript nodes are told from others."""
+        for node in self.nodes:
+            unmark(node)
+
+    def _template(self, item: Any, flat: dict[fx.Node, int]) -> Any:
+        """Express a value in terms of the region's outputs, adding those it needs."""
+        if isinstance(item, TensorRef):
+            return OutputIndex(flat.setdefault(item.read(self.call), len(flat)))
+        if isinstance(item, NumberTensor):
+            return OutputIndex(flat.setdefault(self.as_node(item), len(flat)))
+        if isinstance(item, fx.Node):
+            return OutputIndex(flat.setdefault(item, len(flat)))
+        if isinstance(item, (list, tuple)):
+            return type(item)(self._template(member, flat) for member in item)
+        if isinstance(item, dict):
+            return {key: self._template(member, flat) for key, member in item.items()}
+        return item
+
+    def _forget_nodes(self, item: Any) -> Any:
+        """Return what stays known of a value after its region: shapes and constants, no nodes."""
+        if isinstance(item, TensorRef):
+            return item.value
+        if isinstance(item, NumberTensor):
+            with self.knowledge.mode:
+                return torch.empty((), dtype=item.dtype)
+        if isinstance(item, fx.Node):
+            return item.meta["val"]
+        if isinstance(item, (list, tuple)):
+            return type(item)(map(self._forget_nodes, item))
+        if isinstance(item, dict):
+            return {key: self._forget_nodes(member) for key, member in item.items()}
+        return item
+
+
+def _mark(node: torch_compat.Node, index: int) -> None:
+    node.i_(_MARK, index)
+    for block in node.blocks():
+        for inner in block.nodes():
+            _mark(inner, index)
+        block.returnNode().i_(_MARK, index)
+
+
+def unmark(node: torch_compat.Node) -> None:
+    """Remove what `RegionBuilder.close` marks the nodes of a region with."""
+    node.removeAttribute(_MARK)
+    for block in node.blocks():
+        for inner in block.nodes():
+            unmark(inner)
+        block.returnNode().removeAttribute(_MARK)
+
+
+def _is_marked(node: torch_compat.Node, index: int) -> bool:
+    return bool(node.hasAttribute(_MARK) and node.i(_MARK) == index)
+
+
+def has_tensors(item: Any) -> bool:
+    """Return whether an abstract value is a tensor, or a container with one in it."""
+    if isinstance(item, (list, tuple)):
+        return any(map(has_tensors, item))
+    if isinstance(item, dict):
+        return any(map(has_tensors, item.values()))
+    return isinstance(item, (TensorRef, NumberTensor, torch.Tensor))
+
+
+def _identifier(value: torch_compat.Value) -> str:
+    name = value.debugName().removeprefix("self.").replace(".", "_")
+    return name if name.isidentifier() else f"v_{name}"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
