@@ -105,11 +105,7 @@ class RegionBuilder:
 
     def _placeholder(self, value: torch_compat.Value, item: Any) -> fx.Node:
         with self._graph.inserting_after(self._last_placeholder):
-            if self._last_placeholder is None and len(self._graph.nodes):
-                with self._graph.inserting_before(next(iter(self._graph.nodes))):
-                    node = self._graph.placeholder(_identifier(value))
-            else:
-                node = self._graph.placeholder(_identifier(value))
+            node = self._graph.placeholder(_identifier(value))
         self._last_placeholder = node
         node.meta["val"] = item
         node.meta["ts_value"] = value.unique()

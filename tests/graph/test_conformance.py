@@ -1,0 +1,80 @@
+"""torch's own operator samples, traced, through import and export: equal to the traced program, never a crash."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.utils import _pytree as pytree
+
+from tests.graph.test_importer import abstract, assert_same, write_back
+from tiacc.graph.importer import import_module
+
+SAMPLES = 2
+"""How many samples of each operator are tried."""
+
+
+class Sample(torch.nn.Module):
+    """An operator and one sample of arguments; the tensors among them are its inputs."""
+
+    def __init__(self, op: Any, sample: Any) -> None:
+        super().__init__()
+        self.op = op
+        leaves, self.spec = pytree.tree_flatten((sample.input, sample.args, sample.kwargs))
+        self.constants = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        self.places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        self.tensors = tuple(leaves[index].detach() for index in self.places)
+
+    def forward(self, *tensors):
+        leaves = list(self.constants)
+        for place, tensor in zip(self.places, tensors):
+            leaves[place] = tensor
+        first, args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        result = self.op(first, *args, **kwargs)
+        return tuple(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+
+
+def traced_samples(entry: Any) -> list[tuple[torch.jit.ScriptModule, tuple[torch.Tensor, ...]]]:
+    """The first samples of an operator that can be traced and whose trace gives the same twice."""
+    found = []
+    for _, sample in zip(range(SAMPLES), entry.sample_inputs("cpu", torch.float32, requires_grad=False)):
+        module = Sample(entry.op, sample)
+        if not module.tensors or any(tensor.layout != torch.strided for tensor in module.tensors):
+            continue
+        try:
+            traced = torch.jit.trace(module, module.tensors, check_trace=False, strict=False)
+            if any(node.isNondeterministic() for node in traced.inlined_graph.nodes()):
+                continue
+            one, other = (traced(*[tensor.clone() for tensor in module.tensors]) for _ in range(2))
+            assert_same(one, other)
+        except Exception:  # noqa: BLE001, PERF203 - what cannot be traced, or is random, is no program to keep
+            continue
+        found.append((traced, module.tensors))
+    return found
+
+
+def test_operators_of_torch_do_the_same_after_import_and_export() -> None:
+    wrong: list[str] = []
+    entries, imported = set(), set()
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        for entry in op_db:
+            if torch.float32 not in entry.dtypes:
+                continue
+            for traced, tensors in traced_samples(entry):
+                entries.add(entry.full_name)
+                try:
+                    result = import_module(traced, [abstract(tensor) for tensor in tensors])
+                    if result.regions:
+                        imported.add(entry.full_name)
+                    loaded = write_back(result)
+                    assert_same(traced(*[tensor.clone() for tensor in tensors]), loaded(*[tensor.clone() for tensor in tensors]))
+                except Exception as error:  # noqa: BLE001 - each failure is told at the end
+                    wrong.append(f"{entry.full_name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    assert not wrong, f"{len(wrong)} wrong of {len(entries)}:\n" + "\n".join(sorted(set(wrong)))
+    assert len(entries) >= 500
+    assert len(imported) >= 0.9 * len(entries), sorted(entries - imported)
