@@ -6,6 +6,7 @@ import torch
 
 from tiacc.errors import InvalidArgumentError
 from tiacc.passes.base import Pass
+from tiacc.passes.cast_half import CastHalf
 from tiacc.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from tiacc.passes.eliminate_dead_code import EliminateDeadCode
 from tiacc.passes.eliminate_identities import EliminateIdentities
@@ -43,8 +44,6 @@ def pipeline(
         EliminateDeadCode(),
     )
     if level == 1:
-        from tiacc.passes.cast_half import CastHalf
-
         dtype = half or (torch.float16 if device.type == "cuda" else torch.bfloat16)
         if dtype not in HALF_DTYPES:
             raise InvalidArgumentError(f"half={half} is no dtype of half precision; use one of {', '.join(map(str, HALF_DTYPES))}")
