@@ -121,7 +121,14 @@ class Rich(nn.Module):
         super().__init__()
         self.linear = nn.Linear(4, 4)
 
-    def forward(self, x, pair: tuple[torch.Tensor, torch.Tensor], table: dict[str, torch.Tensor], scale: float = 1.5, mask: torch.Tensor | None = None):
+    def forward(
+        self,
+        x,
+        pair: tuple[torch.Tensor, torch.Tensor],
+        table: dict[str, torch.Tensor],
+        scale: float = 1.5,
+        mask: torch.Tensor | None = None,
+    ):
         y = self.linear(x) * scale + pair[0]
         if mask is not None:
             y = y.masked_fill(mask, 0.0)

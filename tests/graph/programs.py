@@ -68,7 +68,7 @@ class StaticBranch(nn.Module):
 class DynamicBranch(nn.Module):
     def forward(self, x):
         y = x.exp() * 2
-        if bool(y.sum() > 0):
+        if bool(y.sum() > 0):  # noqa: SIM108 - a branch is what is tested
             z = (y + 1).log() * 3
         else:
             z = (y - 1).abs() + 2
@@ -153,7 +153,7 @@ class Random(nn.Module):
 class Appends(nn.Module):
     def forward(self, x):
         items = [x + 1, x * 2]
-        for i in range(int(x.sum().abs()) % 3 + 1):
+        for _ in range(int(x.sum().abs()) % 3 + 1):
             items.append(items[-1] * 0.5)
         return torch.stack(items).sum(0)
 
@@ -181,5 +181,7 @@ PROGRAMS: dict[str, Program] = {
     "raises": Program(Raises, ((_x(2, 3) * 0.1,), (_x(2, 3) + 9,))),
     "random": Program(Random, ((_x(2, 3),),)),
     "appends": Program(Appends, ((_x(2, 3),), (_x(2, 3, seed=5) * 4,))),
-    "optional-argument": Program(OptionalArgument, ((_x(2, 3),), (_x(2, 3), torch.tensor([[True, False, True]]), 0.5)), 1, (Assumed(None), Assumed(2.0))),
+    "optional-argument": Program(
+        OptionalArgument, ((_x(2, 3),), (_x(2, 3), torch.tensor([[True, False, True]]), 0.5)), 1, (Assumed(None), Assumed(2.0))
+    ),
 }

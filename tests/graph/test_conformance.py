@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import pytest
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils import _pytree as pytree
@@ -50,7 +49,7 @@ def traced_samples(entry: Any) -> list[tuple[torch.jit.ScriptModule, tuple[torch
                 continue
             one, other = (traced(*[tensor.clone() for tensor in module.tensors]) for _ in range(2))
             assert_same(one, other)
-        except Exception:  # noqa: BLE001, PERF203 - what cannot be traced, or is random, is no program to keep
+        except Exception:  # noqa: BLE001 - what cannot be traced, or is random, is no program to keep
             continue
         found.append((traced, module.tensors))
     return found
