@@ -88,20 +88,23 @@ class Layers:
         """Add a layer and return its first output; see `add_layer`."""
         return self.add_layer(kind, *arguments, inputs=inputs, **attributes).get_output(0)
 
-    def add_layer(self, kind: str, *arguments: Any, inputs: Mapping[int, Tensor] | None = None, **attributes: Any) -> Any:
+    def add_layer(
+        self, kind: str, *arguments: Any, inputs: Mapping[int, Tensor] | None = None, owner: Any = None, **attributes: Any
+    ) -> Any:
         """Add a layer and return it.
 
         Args:
             kind: ``"activation"`` calls ``network.add_activation``.
             *arguments: The arguments of that call, in order.
             inputs: Tensors for further inputs, by index.
+            owner: What the layer is added to instead of the network: an ``ILoop``.
             **attributes: Attributes to set on the layer.
 
         Raises:
             BuildError: TensorRT refuses the layer or its shapes; with the node, its source line and TensorRT's message.
         """
         try:
-            layer = getattr(self.network, f"add_{kind}")(*arguments)
+            layer = getattr(self.network if owner is None else owner, f"add_{kind}")(*arguments)
         except (TypeError, RuntimeError) as error:
             raise self.error(f"the {kind} layer was given arguments of a wrong type: {error}") from error
         if layer is None:
