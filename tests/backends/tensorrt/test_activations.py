@@ -9,7 +9,7 @@ import torch
 from torch.nn import Parameter
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_dynamic, needs_rtx, refused
+from tests.backends.tensorrt.harness import check, check_dynamic, needs_rtx, refused, words
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -17,7 +17,9 @@ aten = torch.ops.aten
 torch.manual_seed(0)
 _A = torch.randn(2, 6, 5) * 4
 _I = torch.randint(-9, 10, (3, 5))
-_PLAIN = "relu relu6 hardtanh hardsigmoid hardswish sigmoid special_expit tanh silu selu elu celu softplus log_sigmoid mish gelu".split()
+_PLAIN = words(
+    "relu relu6 hardtanh hardsigmoid hardswish sigmoid special_expit tanh silu selu elu celu softplus log_sigmoid mish gelu"
+)
 _FAR = torch.tensor([-200.0, -50, 50, 200])
 
 CASES = [

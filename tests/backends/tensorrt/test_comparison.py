@@ -9,7 +9,7 @@ import torch
 from torch.nn import Parameter
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, refused
+from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, refused, words
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -19,7 +19,9 @@ _A, _B = torch.randint(-3, 4, (2, 3, 4)).float(), torch.randint(-3, 4, (3, 1)).f
 _I, _J = torch.randint(-3, 4, (2, 3, 4)), torch.randint(-3, 4, (4,))
 _C, _D = torch.randn(2, 3, 4) > 0, torch.randn(3, 1) > 0
 _NAN = torch.tensor([math.nan, 1.0, math.inf, -math.inf])
-_RELATIONS = "eq ne not_equal lt less le less_equal gt greater ge greater_equal".split()
+_RELATIONS = words(
+    "eq ne not_equal lt less le less_equal gt greater ge greater_equal"
+)
 
 CASES = [
     *(case(getattr(aten, name).Tensor, _A, _B) for name in _RELATIONS),
@@ -35,7 +37,8 @@ CASES = [
     case(aten.isclose.default, _NAN, _NAN),
     case(aten.isclose.default, _I, _J, 0.5),
     case(aten.isclose.default, _C, _D),
-    *(case(op.default, first, second) for op in (aten.logical_and, aten.logical_or, aten.logical_xor) for first, second in ((_A, _B), (_C, _I))),
+    *(case(op.default, _A, _B) for op in (aten.logical_and, aten.logical_or, aten.logical_xor)),
+    *(case(op.default, _C, _I) for op in (aten.logical_and, aten.logical_or, aten.logical_xor)),
     *(case(op.Tensor, _C, _D) for op in (aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor, aten.__and__, aten.__or__, aten.__xor__)),
     *(case(op.Scalar, _C, True) for op in (aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor, aten.__and__, aten.__or__, aten.__xor__)),
     *(case(op.Scalar_Tensor, True, _C) for op in (aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor)),

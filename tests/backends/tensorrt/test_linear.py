@@ -78,7 +78,6 @@ def test_matches_eager(item: Case) -> None:
         (aten.matmul.default, (Parameter(_R(5)), _R(2, 5, 8)), [(0, 2)], [_R(1, 5, 9)]),
         (aten.bmm.default, (_R(2, 5, 8), _R(2, 8, 3)), [(0, 1), (0,)], [_R(1, 9, 8), _R(1, 8, 3)]),
         (aten.inner.default, (_R(2, 3, 6), Parameter(_R(5, 6))), [(0, 1)], [_R(1, 5, 6)]),
-        (aten.kron.default, (_R(2, 6), Parameter(_R(3, 2))), [(0, 1)], [_R(1, 5)]),
         (aten.einsum.default, ("bhid,bhjd->bhij", [_R(2, 3, 4, 5), _R(2, 3, 6, 5)]), [(0, 2), (0,)], [_R(1, 3, 8, 5), _R(1, 3, 6, 5)]),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, refused
+from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, refused, words
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -24,19 +24,22 @@ _BOOLS = torch.randn(3, 5) > 0
 
 _DOMAINS = {
     "sqrt": _POSITIVE, "rsqrt": _POSITIVE, "log": _POSITIVE, "log2": _POSITIVE, "log10": _POSITIVE, "log1p": _UNIT, "special_log1p": _UNIT,
-    "asin": _UNIT, "acos": _UNIT, "arcsin": _UNIT, "arccos": _UNIT, "atanh": _UNIT, "arctanh": _UNIT, "acosh": _ABOVE_ONE, "arccosh": _ABOVE_ONE,
+    "asin": _UNIT, "acos": _UNIT, "arcsin": _UNIT, "arccos": _UNIT, "atanh": _UNIT, "arctanh": _UNIT,
+    "acosh": _ABOVE_ONE, "arccosh": _ABOVE_ONE,
 }  # fmt: skip
-_FLOATING = (
-    "exp log sqrt reciprocal sin cos tan sinh cosh asin acos atan asinh acosh atanh arcsin arccos arctan arcsinh arccosh arctanh erf "
-    "special_erf erfc special_erfc exp2 special_exp2 expm1 special_expm1 log1p special_log1p log2 log10 rsqrt square sinc special_sinc "
-    "deg2rad rad2deg floor ceil round special_round trunc fix frac abs absolute neg negative sign sgn signbit positive isnan isinf "
-    "isfinite isposinf isneginf logical_not nan_to_num"
-).split()
-_ON_INTEGERS = (
-    "exp sin atan sqrt square floor ceil round trunc fix abs absolute neg negative sign sgn signbit positive isnan isinf isfinite isposinf "
-    "isneginf logical_not bitwise_not nan_to_num"
-).split()
-_ON_BOOLS = "exp sign sgn signbit isnan isfinite logical_not bitwise_not isposinf".split()
+_FLOATING = words(
+    "exp log sqrt reciprocal sin cos tan sinh cosh asin acos atan asinh acosh atanh arcsin arccos arctan arcsinh arccosh "
+    "arctanh erf special_erf erfc special_erfc exp2 special_exp2 expm1 special_expm1 log1p special_log1p log2 log10 rsqrt "
+    "square sinc special_sinc deg2rad rad2deg floor ceil round special_round trunc fix frac abs absolute neg negative sign "
+    "sgn signbit positive isnan isinf isfinite isposinf isneginf logical_not nan_to_num"
+)
+_ON_INTEGERS = words(
+    "exp sin atan sqrt square floor ceil round trunc fix abs absolute neg negative sign sgn signbit positive isnan isinf "
+    "isfinite isposinf isneginf logical_not bitwise_not nan_to_num"
+)
+_ON_BOOLS = words(
+    "exp sign sgn signbit isnan isfinite logical_not bitwise_not isposinf"
+)
 
 
 def _op(name: str) -> object:
@@ -49,7 +52,7 @@ CASES = [
     *(case(_op(name), _INTEGERS.abs() if name == "sqrt" else _INTEGERS) for name in _ON_INTEGERS),
     *(case(_op(name), _INTEGERS.int()) for name in ("abs", "neg", "sign", "bitwise_not", "floor", "sin")),
     *(case(_op(name), _BOOLS) for name in _ON_BOOLS),
-    *(case(_op(name), _SPECIAL) for name in "isnan isinf isfinite isposinf isneginf signbit nan_to_num sinc expm1 exp sqrt".split()),
+    *(case(_op(name), _SPECIAL) for name in words("isnan isinf isfinite isposinf isneginf signbit nan_to_num sinc expm1 exp sqrt")),
     *(case(aten.round.decimals, _WIDE, decimals=decimals) for decimals in (-1, 0, 2)),
     case(aten.logit.default, torch.rand(3, 5)),
     case(aten.special_logit.default, _WIDE, 0.1),

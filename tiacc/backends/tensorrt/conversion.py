@@ -185,6 +185,9 @@ class Conversion(Shaping):
 
     def _input(self, name: str, spec: TensorSpec, node: fx.Node) -> Tensor:
         shape = tuple(size if isinstance(size, int) else size.min if size.min == size.max else -1 for size in spec.shape)
+        for size, fake_size in zip(shape, node.meta["val"].shape):
+            if size == -1 and str(fake_size).isdigit():
+                raise self.error(f"a dimension of its type {spec} varies, but the graph has been specialised to size {fake_size}")
         tensor = self.network.add_input(name, self.flavour.dtype(spec.dtype), shape)
         if tensor is None:
             raise self.error(f"TensorRT refuses an input of type {spec}")
