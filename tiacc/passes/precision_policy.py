@@ -125,13 +125,16 @@ CAST_ARGUMENTS = {
 }
 """The operators of whose floating-point arguments only some are cast; the others are statistics, which their kernels take in float32."""
 
+NO_CPU_KERNEL = frozenset({"_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "avg_pool3d"})
+"""The operators that have no kernel in half precision on a CPU."""
+
 LOOSE_ARGUMENTS = {"scaled_dot_product_attention": ("attn_mask",)}
 """Arguments that may be float32 where the others are half, and so are not cast where that would change them."""
 
 READ_SHAPE_ONLY = frozenset({"full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like"})
 """The operators that read of their input no more than shape and dtype."""
 
-_VALUE_NAMES = frozenset({"value"})
+_OPERAND_TYPES = frozenset({"Tensor", "Optional[Tensor]", "number", "Optional[number]"})
 _EXACT_MAKERS = frozenset({"zeros", "ones", "zeros_like", "ones_like", "new_zeros", "new_ones", "eye"})
 _EXACT_FILLERS = frozenset({"full", "full_like", "new_full", "scalar_tensor"})
 _EXACT_CHOOSERS = frozenset({"where", "masked_fill", "select", "slice", "narrow", "index_select", "index", "gather"})
@@ -178,16 +181,14 @@ def policy_of(node: fx.Node, half: torch.dtype) -> Policy:
         policy = Policy(Kind.FOLLOW)
     if policy.kind in (Kind.KEEP, Kind.CONVERT):
         return policy
+    if name in NO_CPU_KERNEL and any(_is_on_cpu(source) for source in node.all_input_nodes):
+        return Policy(Kind.KEEP, "it has no kernel in half precision on a CPU")
     bound = arguments.bound(node)
     dtype = bound.get("dtype")
     if dtype is not None:
         return Policy(Kind.KEEP, f"the model asks for {dtype}")
-    for parameter in torch_compat.parameters(node.target):
-        if "number" in parameter.type or parameter.name in _VALUE_NAMES:
-            reason = misfit(bound[parameter.name], half)
-            if reason:
-                return Policy(Kind.KEEP, reason)
-    return policy
+    reasons = [misfit(operand, half) for operand in _operands(node)]
+    return next((Policy(Kind.KEEP, reason) for reason in reasons if reason), policy)
 
 
 def misfit(number: Any, half: torch.dtype) -> str:
@@ -249,22 +250,32 @@ def is_exact(node: fx.Node, half: torch.dtype, sources: set[fx.Node]) -> bool:
         source = bound["self"].meta["val"]
         return bound["self"] in sources or rewrite.is_lossless(source.dtype, half)
     if name in _EXACT_CHOOSERS or TABLE.get(name, Policy(Kind.KEEP)).kind is Kind.MOVE:
-        numbers = [
-            bound[parameter.name]
-            for parameter in torch_compat.parameters(node.target)
-            if "number" in parameter.type or parameter.name in _VALUE_NAMES
-        ]
         floats = [source for source in node.all_input_nodes if _is_floating(source)]
         return all(source in sources for source in floats) and all(
-            isinstance(number, fx.Node) or number is None or _is_number_of(number, half) for number in numbers
+            isinstance(operand, fx.Node) or operand is None or _is_number_of(operand, half) for operand in _operands(node)
         )
     return False
+
+
+def _operands(node: fx.Node) -> list[Any]:
+    """Return the arguments that are numbers to compute with, or tensors, which may be given as numbers."""
+    bound = arguments.bound(node)
+    return [
+        bound[parameter.name]
+        for parameter in torch_compat.parameters(node.target)
+        if parameter.type in _OPERAND_TYPES or parameter.name == "value"
+    ]
 
 
 def _is_floating(node: fx.Node) -> bool:
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return any(isinstance(item, torch.Tensor) and item.is_floating_point() for item in values)
+
+
+def _is_on_cpu(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.device.type == "cpu"
 
 
 def _is_number_of(number: Any, half: torch.dtype) -> bool:
