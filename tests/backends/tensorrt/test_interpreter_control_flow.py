@@ -299,3 +299,61 @@ def test_an_lstm_cell_in_a_loop() -> None:
     with torch.no_grad():
         want = lstm(x)[0]
     assert_close(evaluate(both, net, x), want)
+
+
+def test_the_last_value_may_be_of_any_tensor_of_the_loop() -> None:
+    net = Net()
+    tensor, count = net.input("x", -1), net.input("n", dtype=torch.int32)
+    loop = net.add_loop()
+    loop.add_trip_limit(count, COUNT)
+    negated = net.add_unary(loop.add_iterator(tensor, 0, False).get_output(0), trt.UnaryOperation.NEG).get_output(0)
+    net.output(loop.add_loop_output(negated, LAST))
+    for steps in (1, 3):
+        assert float(net.run(torch.arange(1.0, 4.0), torch.tensor(steps, dtype=torch.int32))) == -steps  # type: ignore[arg-type]
+    with pytest.raises(InterpretationError, match="ran no iteration that could give a last value"):
+        net.run(torch.arange(3.0), torch.tensor(0, dtype=torch.int32))
+    with pytest.raises(InterpretationError, match=r"wants element 3 of axis 0 of \(3,\)"):
+        net.run(torch.arange(3.0), torch.tensor(4, dtype=torch.int32))
+
+
+def test_assertions_within_loops_are_held_in_each_iteration() -> None:
+    net = Net()
+    loop = net.add_loop()
+    loop.add_trip_limit(net.input("n", dtype=torch.int32), COUNT)
+    layer, value = recurrence(loop, net.constant(1))
+    layer.set_input(1, net.elementwise("PROD", value, net.constant(2)))
+    net.add_assertion(net.elementwise("LESS", value, net.constant(10)), "too large")
+    net.output(loop.add_loop_output(value, LAST))
+    assert int(net.run(torch.tensor(4, dtype=torch.int32))) == 16  # type: ignore[arg-type]
+    with pytest.raises(InterpretationError, match="does not hold: too large"):
+        net.run(torch.tensor(5, dtype=torch.int32))
+
+
+def test_a_loop_without_limits_or_with_a_backward_iterator_and_no_count_is_an_error() -> None:
+    net = Net()
+    loop = net.add_loop()
+    layer, value = recurrence(loop, net.constant([1.0]))
+    layer.set_input(1, net.elementwise("SUM", value, value))
+    net.output(loop.add_loop_output(value, LAST))
+    with pytest.raises(InterpretationError, match="its loop has no trip limit"):
+        net.run()
+    net = Net()
+    loop = net.add_loop()
+    layer, value = recurrence(loop, net.constant(0.0))
+    loop.add_trip_limit(net.elementwise("LESS", value, net.constant(5.0)), WHILE)
+    element = loop.add_iterator(net.input("x", 3), 0, True).get_output(0)
+    layer.set_input(1, net.elementwise("SUM", value, element))
+    net.output(loop.add_loop_output(value, LAST))
+    with pytest.raises(InterpretationError, match="backwards in a loop without a trip count"):
+        net.run(torch.ones(3))
+
+
+def test_a_cycle_is_an_error() -> None:
+    net = Net()
+    first = net.add_unary(net.input("x", 2), trt.UnaryOperation.NEG)
+    first.name = "first"
+    second = net.add_unary(first.get_output(0), trt.UnaryOperation.EXP)
+    net.output(second)
+    first.set_input(0, second.get_output(0))
+    with pytest.raises(InterpretationError, match="has a cycle"):
+        net.interpreter()

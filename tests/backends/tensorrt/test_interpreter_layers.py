@@ -32,6 +32,16 @@ def test_slice_modes_are_the_ways_to_pad(mode: str) -> None:
     assert_close(evaluate(layer, net, x), torch.from_numpy(want), 0.0)
 
 
+def test_reflecting_a_single_element_repeats_it_and_none_is_an_error() -> None:
+    net = Net()
+    layer = net.add_slice(net.input("x", -1), (-2,), (5,), (1,))
+    layer.mode = trt.SampleMode.REFLECT
+    net.output(layer)
+    assert_close(net.run(torch.tensor([7.0])), torch.full((5,), 7.0))  # type: ignore[arg-type]
+    with pytest.raises(InterpretationError, match="has nothing to repeat"):
+        net.run(torch.zeros(0))
+
+
 def test_slices_given_by_tensors_and_by_axes() -> None:
     x = seeded(4, 5, 6)
     net = Net()

@@ -158,7 +158,7 @@ def chain(net: Net, length: int, *shape: int) -> Any:
 
 def test_depth_is_not_limited_by_recursion() -> None:
     net = Net()
-    net.output(chain(net, 20_000, 2))
+    net.output(chain(net, 6_000, 2))
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(200 + len(_frames()))
     try:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.backends.tensorrt.networks import DTYPES, Net, assert_close, evaluate, seeded, trt
 from tiacc.backends.tensorrt.interpreter import UnsupportedLayerError
+from tiacc.backends.tensorrt.interpreter.dtypes import round_to_fp4
 
 NORM = trt.AttentionNormalizationOp
 
@@ -180,6 +181,35 @@ def test_settings_that_are_not_evaluated_are_refused_by_name() -> None:
         evaluate(layer.get_output(0), net, q, k, v, mask)
 
 
+def test_refused_settings_of_attention_and_experts() -> None:
+    q, k, v = operands()
+    for text, setup in {
+        "quantised attention probabilities": lambda layer, net: (
+            setattr(layer, "normalization_quantize_to_type", trt.fp8),
+            setattr(layer, "normalization_quantize_scale", net.constant(torch.tensor(1.0))),
+        ),
+        "aligned to the lower right where only one side": lambda layer, net: (
+            setattr(layer, "causal_kind", trt.CausalMaskKind.LOWER_RIGHT),
+            setattr(layer, "query_form", trt.AttentionIOForm.PACKED_NHD),
+            setattr(layer, "query_lengths", net.constant([0, 2, 5])),
+        ),
+    }.items():
+        is_packed = "lower right" in text
+        net = Net()
+        query = seeded(5, 4, 8) if is_packed else q
+        layer = attention(net, *inputs(net, query, k, v))
+        setup(layer, net)
+        with pytest.raises(UnsupportedLayerError, match=text):
+            evaluate(layer.get_output(0), net, query, k, v)
+    hidden, chosen, scores = seeded(2, 3, 8), torch.zeros(2, 3, 2, dtype=torch.int32), seeded(2, 3, 2)
+    net = Net()
+    layer = net.add_moe(*inputs(net, hidden, chosen, scores))
+    layer.set_gated_weights(*(net.constant(seeded(*s)) for s in [(4, 8, 16), (4, 8, 16), (4, 16, 8)]), trt.MoEActType.SILU)
+    layer.set_swiglu_params(7.0, 1.702, 1.0)
+    with pytest.raises(UnsupportedLayerError, match="SwiGLU parameters"):
+        evaluate(layer, net, hidden, chosen, scores)
+
+
 INT8_SCALES = [((), None), ((3,), 0), ((3, 2), None)]
 
 
@@ -202,6 +232,13 @@ def test_int8_quantisation(shape: tuple[int, ...], axis: int | None, dtype: torc
     assert_close(have[1], (want * spread).to(dtype), 1e-3)
 
 
+def test_quantisation_rounds_ties_to_even() -> None:
+    net = Net()
+    layer = net.add_quantize(net.input("x", 6), net.constant(torch.tensor(2.0)), trt.int8)
+    have = evaluate(layer, net, torch.tensor([1.0, 3.0, 5.0, -1.0, -3.0, 1000.0]))
+    assert have.tolist() == [0, 2, 2, 0, -2, 127]
+
+
 def test_fp8_quantisation() -> None:
     x = torch.cat([seeded(60) * 10, torch.tensor([1e4, -1e4, 0.0, 1e-6])])
     net = Net()
@@ -210,6 +247,12 @@ def test_fp8_quantisation() -> None:
     have = evaluate(net.add_dequantize(quantized.get_output(0), s, trt.float32), net, x)
     numbers = np.clip(x.numpy() / 0.125, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
     assert_close(have, torch.from_numpy(numbers) * 0.125, 0.0)
+
+
+def test_fp4_numbers_are_the_nearest_ties_to_even() -> None:
+    x = torch.arange(-8.0, 8.0, 0.125)
+    want = x.numpy().astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    assert torch.equal(round_to_fp4(x), torch.from_numpy(want))
 
 
 def test_dynamic_quantisation_to_fp4() -> None:
@@ -240,6 +283,31 @@ def test_dynamic_quantisation_to_fp8_has_powers_of_two_as_scales() -> None:
     assert bool(((largest <= 448) & (largest > 224)).all())
     restored = values.float().unflatten(1, (2, 32)) * scale.unsqueeze(-1)
     assert bool(((restored - blocks).abs() <= blocks.abs() / 16 + scale.unsqueeze(-1) * 2**-9).all())
+
+
+def test_dequantisation_with_a_zero_point() -> None:
+    net = Net()
+    values, zero = net.constant(torch.tensor([1, -3, 100], dtype=torch.int8)), net.constant(torch.tensor(0, dtype=torch.int8))
+    layer = net.add_dequantize(values, net.constant(torch.tensor(0.25)), trt.float32)
+    layer.set_input(2, zero)
+    name = layer.get_input(2).name
+    net.output(layer)
+    assert_close(net.run(), torch.tensor([0.25, -0.75, 25.0]), 0.0)  # type: ignore[arg-type]
+    owner = next(net.get_layer(i) for i in range(net.num_layers) if net.get_layer(i).get_output(0).name == name)
+    owner.name = "zero"
+    moved = net.run(constants={"zero": torch.tensor([4], dtype=torch.int8)})
+    assert_close(moved, torch.tensor([-0.75, -1.75, 24.0]), 0.0)  # type: ignore[arg-type]
+
+
+def test_fp4_weights_are_read_from_packed_bytes() -> None:
+    numbers = torch.tensor([0.5, -6.0, 3.0, -1.5])
+    codes = numbers.numpy().astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+    packed = (codes[::2] & 15 | (codes[1::2] & 15) << 4).astype(np.uint8)
+    net = Net()
+    net.kept.append(packed)
+    weights = net.network.add_constant((4,), trt.Weights(trt.DataType.FP4, packed.ctypes.data, 4)).get_output(0)
+    layer = net.add_dequantize(weights, net.constant(torch.tensor(2.0)), trt.float32)
+    assert_close(evaluate(layer, net), numbers * 2, 0.0)
 
 
 def test_int4_weights_are_read_from_packed_bytes() -> None:

@@ -51,12 +51,12 @@ def dynamic_quantize(call: LayerCall) -> list[Tensor]:
     nearest is taken here.
     """
     x, layer = _as_float(call.input(0)), call.layer
+    if len(getattr(layer, "block_shape", ())):  # which older releases do not have
+        raise call.unsupported("blocks of more than one dimension")
     axis = normal_axis(layer.axis, x.dim())
     blocks = x.unflatten(axis, (-1, layer.block_size))
     largest = blocks.abs().amax(axis + 1, keepdim=True)
     target, scale_type = layer.to_type.name, layer.scale_type.name
-    if len(layer.block_shape):
-        raise call.unsupported("blocks of more than one dimension")
     if (target, scale_type) == ("FP4", "FP8"):
         unit = _as_float(call.input(1))
         stored = _to_fp8(largest / FP4_VALUES[-1] / unit)
