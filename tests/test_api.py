@@ -327,9 +327,9 @@ def test_a_missing_gpu_and_a_missing_backend_name_the_way_out() -> None:
 def test_a_baked_in_size_is_refused_before_anything_is_built() -> None:
     class Flat(nn.Module):
         def forward(self, x):
-            return x.view(4, -1).relu()
+            return x.view(4, 6).relu()
 
     traced = torch.jit.trace(Flat(), torch.randn(4, 2, 3))
     data = [{"range": ["2*2*3", "8*2*3"]}]
-    with pytest.raises(InvalidArgumentError, match="input0_0"):
+    with pytest.raises(InvalidArgumentError, match=r"item 0 .*aten::view at .*test_api\.py"):
         tiacc.optimize(traced, input_shapes=data, **FAST)

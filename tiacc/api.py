@@ -149,13 +149,13 @@ def _choose_backends(settings: Options, device: torch.device) -> tuple[tuple[Bac
     if settings.target:
         return _choose_builders(settings), []
     if settings.backends is not None:
-        chosen = tuple(require(name) for name in settings.backends)
-        for backend in chosen:
-            if device.type not in backend.device_types:
+        for name in settings.backends:
+            device_types = backends.get(name).device_types
+            if device.type not in device_types:
                 raise InvalidArgumentError(
-                    f"the backend {backend.name!r} runs on {' and '.join(backend.device_types)}, and device_type asks for {device.type}"
+                    f"the backend {name!r} runs on {' and '.join(device_types)}, and device_type asks for {device.type}"
                 )
-        return chosen, []
+        return tuple(require(name) for name in settings.backends), []
     found: list[Backend] = []
     notes: list[str] = []
     for name in AUTO_BACKENDS[device.type]:

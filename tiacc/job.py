@@ -11,7 +11,7 @@ import torch
 from tiacc import environment, measure, models, samples
 from tiacc.backends.base import Backend
 from tiacc.compiler import Compiled, Plan, build, propose
-from tiacc.errors import AccuracyError, BuildError, ExportError, ImportGraphError, PassError, SpeedupError
+from tiacc.errors import AccuracyError, BuildError, ExportError, ImportGraphError, InvalidArgumentError, PassError, SpeedupError
 from tiacc.graph import torch_compat
 from tiacc.graph.importer import Assumed
 from tiacc.options import Options
@@ -86,7 +86,7 @@ class Job:
 
     def run(self) -> torch.jit.ScriptModule:
         """Try the attempts in order, and return the model of the first that is right and faster."""
-        self.references = [models.run_checked(self.model, item, index) for index, item in enumerate(self.data)]
+        self._run_references()
         with models.TemporaryModel(self.path) as file:
             for attempt in self._attempts():
                 output_model = self._try(attempt, file)
@@ -97,6 +97,21 @@ class Job:
             self._require_speedup()
             file.keep()
         return output_model
+
+    def _run_references(self) -> None:
+        """Run the input model on the test data.
+
+        Raises:
+            InvalidArgumentError: It fails. Where that is because a size is baked into it, the message says where.
+        """
+        try:
+            self.references = [models.run_checked(self.model, item, index) for index, item in enumerate(self.data)]
+        except InvalidArgumentError as error:
+            if not any(spec.dims for spec in self.inputs.specs):
+                raise
+            left = propose(self.model, self._plan(Attempt("explain the failure", 0, ()))).imported.left
+            culprit = f". The first operator that does not work at all sizes is {left[0].op} at {left[0].source}" if left else ""
+            raise InvalidArgumentError(f"{error}{culprit}") from error
 
     def _attempts(self) -> list[Attempt]:
         attempts = [Attempt("lossless", 0, self.candidates)]
@@ -184,10 +199,10 @@ class Job:
 
     def _time(self, candidate: torch.jit.ScriptModule) -> tuple[Latency, Latency]:
         self.bar.start("measure")
-        item = self.timed_item
+        one, other = models.cloned(self.timed_item), models.cloned(self.timed_item)
         with torch.no_grad():
             baseline, optimized = measure.latencies(
-                (lambda: self.model(*item), lambda: candidate(*item)), self.device, self.settings.timing_seconds
+                (lambda: self.model(*one), lambda: candidate(*other)), self.device, self.settings.timing_seconds
             )
         return baseline, optimized
 
@@ -214,8 +229,9 @@ class Job:
         output_model = file.load()
         report.actions.append("the input model was kept as it is: speed-up 1.00")
         errors = self._compare(output_model)
+        item = models.cloned(self.timed_item)
         with torch.no_grad():
-            (latency,) = measure.latencies((lambda: self.model(*self.timed_item),), self.device, self.settings.timing_seconds / 4)
+            (latency,) = measure.latencies((lambda: self.model(*item),), self.device, self.settings.timing_seconds / 4)
         report.baseline_latency = report.optimized_latency = latency
         report.optimization_result = OptimizationResult.of(latency, latency)
         report.outputs, report.tolerance = errors, self.settings.tolerance_for(torch.float32)
@@ -274,7 +290,7 @@ class AheadOfTimeJob(Job):
             interpreted = InterpretedEngine.of(by_name[engine.backend], engine.subgraph.graph, engine.spec)
             ops.attach(engine.blob, interpreted, "cpu")
         tolerance = self.settings.tolerance_for(self._arithmetic(compiled))
-        self.references = [models.run_checked(self.model, item, index) for index, item in enumerate(self.data)]
+        self._run_references()
         errors = self._compare(compiled.module)
         self.report.outputs, self.report.tolerance = errors, tolerance
         if measure.largest(errors) > tolerance:

@@ -163,18 +163,19 @@ class TemporaryModel:
 def call(module: torch.jit.ScriptModule, item: Sequence[Any]) -> Any:
     """Run a model on copies of the arguments, without gradients: a model that writes into its inputs changes nothing of the user's."""
     with torch.no_grad():
-        return module(*_cloned(item))
+        return module(*cloned(item))
 
 
-def _cloned(item: Any) -> Any:
+def cloned(item: Any) -> Any:
+    """Return a copy of arguments: the tensors in nested tuples, lists and dicts are cloned, without gradients."""
     if isinstance(item, torch.Tensor):
         return item.detach().clone(memory_format=torch.preserve_format)
     if isinstance(item, tuple) and hasattr(item, "_fields"):
-        return type(item)(*map(_cloned, item))
+        return type(item)(*map(cloned, item))
     if isinstance(item, (list, tuple)):
-        return type(item)(map(_cloned, item))
+        return type(item)(map(cloned, item))
     if isinstance(item, dict):
-        return {key: _cloned(value) for key, value in item.items()}
+        return {key: cloned(value) for key, value in item.items()}
     return item
 
 

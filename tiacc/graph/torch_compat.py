@@ -77,24 +77,40 @@ UNBOUNDED = 2**31 - 1
 """The largest size that a dimension without an upper bound is taken to have."""
 
 
-def new_symbol(env: ShapeEnv, name: str, low: int, hint: int, high: int) -> torch.SymInt:
-    """Return a new symbolic size, between `low` and `high`, whose usual size is `hint`; `name` appears in messages."""
+class _Declared(NamedTuple):
+    """What a symbol was made with."""
+
+    range: Any
+    opt: int
+
+
+def new_symbol(env: ShapeEnv, name: str, low: int, opt: int, high: int) -> torch.SymInt:
+    """Return a new symbolic size between `low` and `high`, usually `opt`; `name` appears in messages.
+
+    torch is told neither the range nor a hint of 1: it would take a size that is 1 in the example for one that is always 1, and
+    narrow ``1..2`` by a guard ``size > 1``, which binds nobody, to the constant 2.
+    """
     source = ConstantSource(name)
+    hint = opt if opt > 1 else max(high, 2)
     symbol = env.create_symbol(
         hint,
         source,
         dynamic_dim=DimDynamic.DYNAMIC,
-        constraint_dim=StrictMinMaxConstraint(vr=ValueRanges(low, high), warn_only=False),
+        constraint_dim=StrictMinMaxConstraint(vr=ValueRanges(0, UNBOUNDED), warn_only=False),
         do_not_specialize_zero_one=True,
     )
-    env.var_to_range[symbol] = ValueRanges(low, high)
-    _declared_ranges(env)[symbol] = ValueRanges(low, high)
+    env.var_to_range[symbol] = ValueRanges(0, UNBOUNDED)
+    _declared(env)[symbol] = _Declared(ValueRanges(low, high), opt)
     return env.create_symintnode(symbol, hint=hint, source=source)  # type: ignore[return-value]
 
 
+def _declared(env: ShapeEnv) -> dict[sympy.Symbol, _Declared]:
+    """Return what the symbols of an environment were made with."""
+    return env.__dict__.setdefault("_tiacc_declared", {})  # type: ignore[no-any-return]
+
+
 def _declared_ranges(env: ShapeEnv) -> dict[sympy.Symbol, Any]:
-    """Return the range of each symbol as it was made. The environment narrows its own by guards that do not bind: ``size > 1``."""
-    return env.__dict__.setdefault("_tiacc_declared_ranges", {})  # type: ignore[no-any-return]
+    return {symbol: declared.range for symbol, declared in _declared(env).items()}
 
 
 def symbol_bounds(size: torch.SymInt) -> SymbolBounds:
@@ -104,7 +120,9 @@ def symbol_bounds(size: torch.SymInt) -> SymbolBounds:
     bounds = bound_sympy(expression, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
     low = max(0, int(bounds.lower)) if bounds.lower.is_finite else 0
     high = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < UNBOUNDED else UNBOUNDED
-    return SymbolBounds(str(expression), low, int(node.hint), high)
+    opts = {symbol: declared.opt for symbol, declared in _declared(node.shape_env).items()}
+    opt = expression.subs(opts)
+    return SymbolBounds(str(expression), low, int(opt) if opt.is_number else int(node.hint), high)
 
 
 def evaluate_size(size: int | torch.SymInt, symbols: dict[str, int]) -> int:
@@ -198,7 +216,7 @@ def inference(mode: FakeTensorMode) -> Iterator[None]:
     """Infer shapes inside. Where sizes are symbolic, torch's Python kernels come first: those in C++ fix some of the sizes."""
     assert mode.shape_env is not None
     with mode, torch.no_grad():
-        if _declared_ranges(mode.shape_env):
+        if _declared(mode.shape_env):
             with enable_python_dispatcher():
                 yield
         else:
