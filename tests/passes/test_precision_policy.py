@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import Counter
 
@@ -67,7 +68,7 @@ def test_what_may_run_in_half_precision_does_and_is_near(name, half):
     entries = [op for op in op_db if op.aten_name == name and op.supports_dtype(torch.float32, "cpu")]
     checked = 0
     for op in entries[:2]:
-        for sample in list(op.sample_inputs("cpu", torch.float32, requires_grad=False))[:2]:
+        for sample in itertools.islice(op.sample_inputs("cpu", torch.float32, requires_grad=False), 3):
             if not {"dtype", "out_dtype"} & set(sample.kwargs):
                 assert_near(op, half, (sample.input, *sample.args), sample.kwargs)
                 checked += 1

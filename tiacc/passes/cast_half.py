@@ -113,7 +113,6 @@ class _Caster:
         self.keep_fp32 = keep_fp32
         self.report = CastReport(half)
         self.nodes = list(gm.graph.nodes)
-        self.last_input = next((node for node in reversed(self.nodes) if node.op == "placeholder"), None)
         self.was_float = {node for node in self.nodes if _float_dtypes(node) == {torch.float32}}
         self.free: set[fx.Node] = set()
         self.policies: dict[fx.Node, Policy] = {}
@@ -137,7 +136,9 @@ class _Caster:
         for node in self.nodes:
             if node.op == "get_attr" and node in self.was_float and not self._misfit(node):
                 self.free.add(node)
-            if node.op != "call_function" or not (node in self.was_float or any(n in self.was_float for n in node.all_input_nodes)):
+            if node.op != "call_function" or _is_number(node):
+                continue
+            if node not in self.was_float and self.was_float.isdisjoint(node.all_input_nodes):
                 continue
             patterns = [pattern for pattern in self.keep_fp32 if _matches(node, pattern)]
             matched.update(patterns)
@@ -162,14 +163,10 @@ class _Caster:
 
     def _find_moves_below_a_cast(self) -> None:
         for node in reversed(self.nodes):
-            if (
-                node in self.was_float
-                and node in self.policies
-                and self.policies[node].kind is Kind.MOVE
-                and node.users
-                and all(self._casts_to_half(user, node) for user in node.users)
-            ):
-                self.wants_half.add(node)
+            if node in self.was_float and node in self.policies and self.policies[node].kind is Kind.MOVE:
+                readers = [user for user in node.users if not _is_number(user)]
+                if readers and all(self._casts_to_half(user, node) for user in readers):
+                    self.wants_half.add(node)
 
     def _casts_to_half(self, user: fx.Node, node: fx.Node) -> bool:
         if user in self.wants_half:
@@ -312,9 +309,10 @@ class _Caster:
         return rewrite.add_constant(source, f"{source.target}_{_SUFFIXES[dtype]}", tensor.to(dtype))
 
     def _new_cast(self, source: fx.Node, dtype: torch.dtype) -> fx.Node:
-        after = self.last_input if source.op == "placeholder" else source
-        assert after is not None
-        cast = rewrite.add_call(after.next, aten.to.dtype, source, dtype, like=source)
+        anchor = source.next
+        while anchor.op == "placeholder":
+            anchor = anchor.next
+        cast = rewrite.add_call(anchor, aten.to.dtype, source, dtype, like=source)
         specs.infer(self.gm, cast)
         self.report.casts += 1
         return cast
@@ -386,6 +384,10 @@ def _float_dtypes(node: fx.Node) -> set[torch.dtype]:
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else (value,)
     return {item.dtype for item in values if isinstance(item, torch.Tensor) and item.is_floating_point()}
+
+
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), rewrite.NUMBERS)
 
 
 def _rank(node: fx.Node) -> int:
