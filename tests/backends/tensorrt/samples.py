@@ -64,7 +64,7 @@ def samples(info: Any, dtype: torch.dtype, most: int = 1000) -> Iterator[Sample 
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         for number, item in enumerate(info.sample_inputs("cpu", dtype, requires_grad=False)):
             if number >= most:
                 return

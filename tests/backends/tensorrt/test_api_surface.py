@@ -24,16 +24,28 @@ from tiacc.backends.tensorrt.flavours import CAPABILITIES, Flavour, load_flavour
 from tiacc.backends.tensorrt.layers import Layers
 from tiacc.graph.specs import TensorSpec
 
-_OWNERS = {
+_BUILDING = {
     "config": "IBuilderConfig",
     "builder": "Builder",
     "network": "INetworkDefinition",
     "tensor": "ITensor",
     "profile_item": "IOptimizationProfile",
-    "layer": "ILayer",
-    "cache": "ITimingCache",
+    "_cache": "ITimingCache",
 }
-"""The class of the objects that go by these names in the backend's code."""
+_OWNERS: dict[str, dict[str, str]] = {
+    "builder.py": _BUILDING,
+    "conversion.py": _BUILDING,
+    "execution.py": {"native": "IExecutionContext", "_engine": "ICudaEngine", "_runtime": "Runtime", "config": "IRuntimeConfig"},
+    "runtime_cache.py": {"config": "IRuntimeConfig", "_native": "IRuntimeCache", "native": "IRuntimeCache"},
+}
+"""By file, the class of the objects that go by these names."""
+
+_ONLY_WITH_A_RUNTIME_CACHE = {
+    "ICudaEngine.create_runtime_config",
+    "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize",
+    "IRuntimeConfig.set_execution_context_allocation_strategy",
+}
 
 
 @cache
@@ -82,19 +94,23 @@ def test_names_used_by_converters_exist(release: str, monkeypatch: pytest.Monkey
     assert wrong == []
 
 
-def test_names_used_by_the_builder_exist() -> None:
-    guarded = {name for capability in CAPABILITIES.values() for name in capability.names}
-    timing = {"IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache", "ITimingCache.serialize"}
+def test_names_used_by_the_builder_and_at_run_time_exist() -> None:
     used = set()
     for file in Path(tiacc.backends.tensorrt.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute):
                 owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
-                if owner in _OWNERS and file.name in ("builder.py", "conversion.py"):
-                    used.add(f"{_OWNERS[owner]}.{node.attr}")
+                if owner in _OWNERS.get(file.name, {}):
+                    used.add(f"{_OWNERS[file.name][owner]}.{node.attr}")
                 if owner == "trt":
                     used.add(node.attr)
-    assert {"IBuilderConfig.set_compute_capability", "INetworkDefinition.mark_output", "IProgressMonitor"} <= used
+    expected = {"IBuilderConfig.set_compute_capability", "INetworkDefinition.mark_output", "IProgressMonitor"}
+    assert expected | {"IExecutionContext.execute_async_v3", "ICudaEngine.create_execution_context"} <= used
     for release in api.RELEASES:
-        missing = {name for name in used - guarded - timing if not api.has(release, name)}
+        library, version = release.split()
+        flavour = Flavour(library, parse_version(version), None)
+        guarded = {name for key, item in CAPABILITIES.items() if not flavour.has(key) for name in item.names}
+        if not flavour.has("runtime_cache"):
+            guarded |= _ONLY_WITH_A_RUNTIME_CACHE
+        missing = {name for name in used - guarded if not api.has(release, name)}
         assert missing == set(), release

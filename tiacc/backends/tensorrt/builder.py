@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ class BuildOptions:
         neutral_names: Name layers by number. A plan holds the names of layers in clear text.
         tf32: Let float32 products be computed with TF32 inputs.
         optimization_level: TensorRT's effort, 0 to 5; None for its default.
-        timing_cache: The bytes of a timing cache to start from; see `Plan.timing_cache`.
+        cache_dir: Where timings are kept between builds, one file a version of the library; None: they are not kept.
         progress: Is told phases and seconds.
         cancel: Is asked whether to give up; it is called often.
     """
@@ -45,7 +47,7 @@ class BuildOptions:
     neutral_names: bool = False
     tf32: bool = True
     optimization_level: int | None = None
-    timing_cache: bytes = b""
+    cache_dir: Path | None = None
     progress: Report | None = None
     cancel: Callable[[], bool] | None = None
 
@@ -95,13 +97,11 @@ class Plan:
         data: The bytes that TensorRT loads.
         seconds: How long the build took.
         warnings: What TensorRT warned of.
-        timing_cache: The timing cache afterwards; empty where the library has none.
     """
 
     data: bytes
     seconds: float
     warnings: tuple[str, ...]
-    timing_cache: bytes = b""
 
 
 def build_network(
@@ -174,10 +174,7 @@ def build_plan(definition: NetworkDefinition, profiles: Sequence[Profile], works
         for index, name in enumerate(options.target):
             config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)
     _add_profiles(definition, config, profiles)
-    cache = None
-    if flavour.has("timing_cache"):
-        cache = config.create_timing_cache(options.timing_cache)
-        config.set_timing_cache(cache, True)
+    timings = _TimingCache(flavour, config, options.cache_dir)
     start = time.perf_counter()
     with _interrupts() as is_interrupted:
         monitor = _monitor(flavour, options, is_interrupted, start)
@@ -191,9 +188,26 @@ def build_plan(definition: NetworkDefinition, profiles: Sequence[Profile], works
             raise BuildError("the build was cancelled")
         reason = messages.last_error or "it gives no reason"
         raise BuildError(f"{flavour.name} {flavour.version_text} cannot build the engine: {reason}")
-    seconds = time.perf_counter() - start
-    cached = bytes(cache.serialize()) if cache is not None else b""
-    return Plan(bytes(plan), seconds, tuple(messages.warnings), cached)
+    timings.save()
+    return Plan(bytes(plan), time.perf_counter() - start, tuple(messages.warnings))
+
+
+class _TimingCache:
+    """What TensorRT measured of its kernels, kept in a file between builds. RTX, which measures when it runs, has none."""
+
+    def __init__(self, flavour: Flavour, config: Any, folder: Path | None) -> None:
+        self._file = folder / f"{flavour.name}-{flavour.version_text}.timings" if folder and flavour.has("timing_cache") else None
+        if self._file is not None:
+            self._cache = config.create_timing_cache(self._file.read_bytes() if self._file.is_file() else b"")
+            config.set_timing_cache(self._cache, True)
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            part = self._file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+            part.write_bytes(bytes(self._cache.serialize()))
+            part.replace(self._file)
 
 
 def _add_profiles(definition: NetworkDefinition, config: Any, profiles: Sequence[Profile]) -> None:
