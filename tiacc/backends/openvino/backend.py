@@ -1,0 +1,90 @@
+"""The backend that runs subgraphs on the CPU with OpenVINO."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from tiacc.backends.base import BuildSpec, Engine, Support, register
+from tiacc.backends.openvino import library, payload
+from tiacc.errors import BackendUnavailableError, BuildError, EngineFormatError
+
+
+@register
+class OpenVINOBackend:
+    """Runs subgraphs on the CPU with OpenVINO, in the types of the graph.
+
+    What it supports, and under which conditions, is the table `tiacc.backends.openvino.table`. It differs from torch in two ways
+    that no check of a node can show. A NaN in the input of ``relu``, ``clamp``, ``exp`` or a maximum does not always come out as a
+    NaN. And an index beyond the end of a tensor that is indexed inside of an engine reads zeros, where torch raises.
+
+    Options (`BuildSpec.options`):
+        num_threads: The threads that an engine uses; those of torch (`torch.get_num_threads`) when it is compiled, unless given.
+    """
+
+    name: ClassVar[str] = "openvino"
+    device_types: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    def available(self) -> Support:
+        """Return whether OpenVINO is installed."""
+        return library.availability()
+
+    def version(self) -> str:
+        """Return the version of OpenVINO, or an empty string where it is not installed."""
+        return library.version()
+
+    def native_float_types(self) -> frozenset[torch.dtype]:
+        """Return the floating-point types that engines compute in on this CPU; values of other types are computed in float32."""
+        return library.native_float_types()
+
+    def supports(self, node: fx.Node) -> Support:
+        """Return whether OpenVINO computes a node as torch does."""
+        from tiacc.backends.openvino.rules import judge
+
+        return judge(node)
+
+    def build(self, subgraph: fx.GraphModule, spec: BuildSpec) -> Engine:
+        """Convert and compile a subgraph.
+
+        Raises:
+            BuildError: OpenVINO fails; the message has its own, and the nodes with their source lines.
+        """
+        from tiacc.backends.openvino import bounds
+        from tiacc.backends.openvino.conversion import convert
+        from tiacc.backends.openvino.engine import OpenVINOEngine
+
+        conversion = convert(subgraph, spec.inputs, spec.outputs)
+        header = payload.Header(
+            openvino=library.version(),
+            inputs=spec.inputs,
+            outputs=spec.outputs,
+            parameters=conversion.parameters,
+            integer_limits=bounds.input_limits(subgraph),
+            precision="f32",
+            num_threads=int(spec.options.get("num_threads") or 0),
+        )
+        return OpenVINOEngine(conversion.model, header, keep=conversion.function)
+
+    def load(self, payload_bytes: bytes) -> Engine:
+        """Compile the model that an engine was saved with.
+
+        Raises:
+            EngineFormatError: The bytes are not an engine of this backend, or OpenVINO cannot read its model.
+            BackendUnavailableError: OpenVINO is not installed.
+        """
+        header, xml, weights = payload.unpack(payload_bytes)
+        support = self.available()
+        if not support:
+            raise BackendUnavailableError(f"this engine needs OpenVINO {header.openvino} or later: {support.reason}")
+        from tiacc.backends.openvino.engine import OpenVINOEngine
+
+        try:
+            model, keep = payload.read_model(xml, weights)
+            return OpenVINOEngine(model, header, keep=keep)
+        except (RuntimeError, BuildError) as error:
+            raise EngineFormatError(
+                f"OpenVINO {library.version()} cannot read a model that {header.openvino} wrote "
+                f"({' '.join(str(error).split())[-300:]}); optimize the model again"
+            ) from error
