@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import sympy
@@ -284,10 +285,23 @@ def forward_arguments(module: torch.jit.ScriptModule) -> list[torch._C.Argument]
     return list(module._c._get_method("forward").schema.arguments)[1:]
 
 
+_TORCH_FOLDER = str(Path(torch.__file__).parent)
+_PLACES = (
+    re.compile(r'File "([^"]+)", line (\d+)'),  # a scripted module
+    re.compile(r"^(\S.*?)\((\d+)\): ", re.MULTILINE),  # a traced module: the Python stack, innermost first
+    re.compile(r'^([^\s:"]+\.py):(\d+)', re.MULTILINE),  # a module loaded from a file
+)
+
+
 def source_of(node: Node) -> str:
-    """Return ``FILE:LINE`` of the source of a TorchScript node, or an empty string."""
-    found = re.search(r'(?:File "([^"]+)", line (\d+))|(?:^([^\s:"]+\.py):(\d+))', node.sourceRange(), re.MULTILINE)
-    return f"{found[1] or found[3]}:{found[2] or found[4]}" if found else ""
+    """Return ``FILE:LINE`` of the source of a TorchScript node, the first outside of torch itself; an empty string if unknown."""
+    text = node.sourceRange()
+    for pattern in _PLACES:
+        places = pattern.findall(text)
+        if places:
+            file, line = next((place for place in places if not place[0].startswith(_TORCH_FOLDER)), places[0])
+            return f"{file}:{line}"
+    return ""
 
 
 def constant_of(value: Value) -> Any:
