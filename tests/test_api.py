@@ -333,3 +333,16 @@ def test_a_baked_in_size_is_refused_before_anything_is_built() -> None:
     data = [{"range": ["2*2*3", "8*2*3"]}]
     with pytest.raises(InvalidArgumentError, match=r"item 0 .*aten::view at .*test_api\.py:"):
         tiacc.optimize(traced, input_shapes=data, **FAST)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_an_optimized_or_frozen_model_can_be_optimized_again(tmp_path: Path, freeze: bool) -> None:
+    model, path = make(), tmp_path / "once.pt"
+    if freeze:
+        torch.jit.save(torch.jit.freeze(model), path)
+    else:
+        tiacc.optimize(model, input_shapes=["2*3*8*8"], save_path=path, **FAST)
+    output_model, _ = tiacc.optimize(path, input_shapes=["2*3*8*8"], **FAST)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        close(output_model(x), model(x))

@@ -72,7 +72,7 @@ def load_file(path: str | os.PathLike[str]) -> torch.jit.ScriptModule:
 
 def _evaluated(module: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
     notes = []
-    if getattr(module, "training", False) or any(getattr(child, "training", False) for child in module.modules()):
+    if any(getattr(child, "training", False) for child in module.modules()):
         module.eval()
         notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
     return module, notes

@@ -248,7 +248,7 @@ def frozen_copy(
     """
     try:
         duplicate = copy.deepcopy(module)
-        if duplicate.training or any(child.training for child in duplicate.modules()):
+        if any(getattr(child, "training", False) for child in duplicate.modules()):  # a frozen module has no such attribute
             duplicate.eval()
         helpers = _called_methods(duplicate._c, "forward") - set(keep_methods)
         others = [name for name in duplicate._c._method_names() if name != "forward" and not name.startswith("__")]
