@@ -1,0 +1,60 @@
+"""`optimize` for GPUs that are not here: engines are built by TensorRT-RTX, their networks evaluated by the reference interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiacc
+from tests.test_api import make
+from tiacc.errors import AccuracyError, BackendUnavailableError, BuildError, InvalidArgumentError
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+
+BUILD: dict[str, Any] = {"device_type": 0, "backend": "tensorrt_rtx", "target": ["sm86"]}
+
+
+@pytest.mark.parametrize("shapes", [["2*3*8*8"], [{"range": ["1*3*8*8", "4*3*16*16"]}], [{"separate": ["1*3*8*8", "2*3*16*8"]}]])
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_model_is_built_checked_and_saved(level: int, shapes: Any, tmp_path: Path) -> None:
+    path = tmp_path / "fast.pt"
+    output_model, report = tiacc.optimize(make(), level, input_shapes=shapes, save_path=path, check_network=True, **BUILD)
+    (segment,) = report.segments
+    assert segment.backend == "tensorrt_rtx" and not report.fallbacks
+    assert (report.requested_level, report.achieved_level) == (level, level)
+    assert ("float16" in segment.dtype) == bool(level)
+    assert 0 < report.outputs[0].rel_norm <= (5e-3 if level else 1e-5)
+    assert report.optimization_result.speedup == "not measured"
+    told = " ".join(report.warnings)
+    assert "were not run" in told and "reference interpreter" in told
+    assert path.stat().st_size > segment.size_bytes
+    if not torch.cuda.is_available():
+        with pytest.raises(Exception, match="BackendUnavailableError.*CUDA"):
+            output_model(torch.randn(2, 3, 8, 8))
+
+
+def test_without_the_check_the_report_says_that_nothing_was_checked() -> None:
+    _, report = tiacc.optimize(make(), input_shapes=["2*3*8*8"], **BUILD)
+    assert not report.outputs
+    assert any("were not checked" in warning for warning in report.warnings)
+
+
+def test_a_network_that_is_wrong_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(AccuracyError, match="nothing was saved"):
+        tiacc.optimize(
+            make(), 1, input_shapes=["2*3*8*8"], check_network=True, tolerance=1e-9, save_path=tmp_path / "fast.pt", **BUILD
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_built_for_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="asks for the CPU"):
+        tiacc.optimize(make(), device_type=1, input_shapes=["2*3*8*8"], target=["sm86"])
+    with pytest.raises(InvalidArgumentError, match="builds for the machine it is on"):
+        tiacc.optimize(make(), device_type=0, input_shapes=["2*3*8*8"], target=["sm86"], backend="openvino")
+    with pytest.raises((InvalidArgumentError, BuildError, BackendUnavailableError), match="sm90|compute capab"):
+        tiacc.optimize(make(), device_type=0, input_shapes=["2*3*8*8"], target=["sm90"], backend="tensorrt_rtx")
