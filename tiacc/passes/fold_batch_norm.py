@@ -176,7 +176,7 @@ def match_norm(node: fx.Node) -> Norm:
     shift = -mean * scale
     if bound["bias"] is not None:
         shift = shift + _number_for_each_channel(bound["bias"], "bias")
-    if not (scale.isfinite().all() and shift.isfinite().all()):
+    if not (rewrite.is_finite(scale) and rewrite.is_finite(shift)):
         raise _Refusal("its scale or shift is not finite")
     return Norm(node, result, bound["input"], scale, shift)
 
@@ -259,7 +259,7 @@ def _fold_into_previous(norm: Norm) -> tuple[Layer, torch.Tensor, torch.Tensor]:
     if rewrite.single_user(layer.node) is not norm.node:
         raise _Refusal(f"{layer.node.name} is read by others too")
     _check_types(layer.node, norm.result)
-    weight = layer.tensor.to(torch.float64) * _factor(layer, norm.scale, is_output=True)
+    weight = layer.tensor * _factor(layer, norm.scale, is_output=True)  # float64, as the factor is
     bias = norm.shift if layer.bias is None else norm.scale * layer.bias + norm.shift
     return layer, _rounded(weight, layer), _rounded(bias, layer)
 
@@ -274,7 +274,7 @@ def _fold_into_next(norm: Norm) -> tuple[Layer, torch.Tensor, torch.Tensor]:
     if not layer.is_uniform and norm.shift.any():
         raise _Refusal(f"{user.name} pads its input with what is not normalised")
     _check_types(norm.input, norm.result)
-    tensor = layer.tensor.to(torch.float64)
+    tensor = layer.tensor
     bias = _sum_of_inputs(layer, tensor * _factor(layer, norm.shift, is_output=False)) * layer.gain
     if layer.bias is not None:
         bias = bias + layer.bias
@@ -309,7 +309,7 @@ def _sum_of_inputs(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
 
 def _rounded(tensor: torch.Tensor, layer: Layer) -> torch.Tensor:
     rounded = tensor.to(layer.tensor.dtype)
-    if not rounded.isfinite().all():
+    if not rewrite.is_finite(rounded):
         raise _Refusal(f"the weight of {layer.node.name} would overflow {rounded.dtype}")
     return rounded
 

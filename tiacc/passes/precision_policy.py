@@ -53,6 +53,7 @@ class Policy:
 COMPUTE = """
     _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution
     addbmm addmm addmv baddbmm bilinear bmm einsum linear matmul mm mv scaled_dot_product_attention tensordot
+    _native_multi_head_attention _transformer_encoder_layer_fwd
     gru gru_cell lstm lstm_cell rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell
 """
 
@@ -212,22 +213,32 @@ def constant_misfit(tensor: torch.Tensor, half: torch.dtype) -> str:
         tensor: A float32 constant of any shape.
         half: `torch.float16` or `torch.bfloat16`.
     """
-    name = _short(half)
-    is_finite = tensor.isfinite()
-    plain = tensor if bool(is_finite.all()) else tensor[is_finite]
-    rounded = plain.to(half).to(plain.dtype)
-    if not bool(rounded.isfinite().all()):
-        return f"overflows {name}"
-    largest = plain.abs().max() if plain.numel() else torch.zeros(())
-    if largest == 0 or torch.equal(rounded, plain):
+    plain = tensor if rewrite.is_finite(tensor) else tensor[tensor.isfinite()]
+    if not plain.numel():
         return ""
-    loss = float(((rounded - plain) / largest).norm() / (plain / largest).norm())
-    if loss > LOSS[half]:
-        return f"loses {loss:.0%} in {name}"
+    extremes = torch.stack(torch.aminmax(plain))
+    largest = float(extremes.abs().max())
+    if not rewrite.is_finite(extremes.to(half)):
+        return f"overflows {_short(half)}"
+    if largest and _may_underflow(plain, largest, half):
+        loss = float(((plain.to(half) - plain) / largest).norm() / (plain / largest).norm())
+        if loss > LOSS[half]:
+            return f"loses {loss:.0%} in {_short(half)}"
     # Numbers such as positions; a mask holds whole numbers too, but only one or two different ones.
-    if bool((plain == plain.round()).all()) and plain.unique().numel() > 2:
-        return f"holds whole numbers that {name} rounds"
+    if _is_whole(plain[tuple(slice(0, 3) for _ in plain.shape)]) and _is_whole(plain) and not torch.equal(plain.to(half).float(), plain):
+        return f"holds whole numbers that {_short(half)} rounds" if plain.unique().numel() > 2 else ""
     return ""
+
+
+def _may_underflow(tensor: torch.Tensor, largest: float, half: torch.dtype) -> bool:
+    """Return whether small numbers could cost more than `LOSS`: each of n is off by half the smallest step at most."""
+    step = torch.finfo(half).smallest_normal * torch.finfo(half).eps
+    norm = float(tensor.norm()) if largest < 1e15 else largest
+    return bool(tensor.numel() ** 0.5 * step / 2 > norm * (LOSS[half] - torch.finfo(half).eps))
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return torch.equal(tensor, tensor.round())
 
 
 def is_exact(node: fx.Node, half: torch.dtype, sources: set[fx.Node]) -> bool:

@@ -136,6 +136,14 @@ def same_type(first: Any, second: Any) -> bool:
     )
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether a floating-point tensor holds neither infinities nor NaN; reads it once."""
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return bool(low.isfinite() & high.isfinite())
+
+
 def is_lossless(narrow: torch.dtype, wide: torch.dtype) -> bool:
     """Return whether every number of one dtype is a number of another."""
     if narrow == wide or narrow == torch.bool:
