@@ -99,9 +99,19 @@ class RegionBuilder:
         elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             item = self._placeholder(value, item)
         elif has_tensors(item):
-            raise CannotImportError("one of its inputs is a container made outside of the region")
+            item = self._constants_in(item, value)
         self.env[name] = item
         return item
+
+    def _constants_in(self, item: Any, value: torch_compat.Value) -> Any:
+        """Return a container of constants, as the weights of an LSTM are given."""
+        if isinstance(item, (list, tuple)):
+            return type(item)(self._constants_in(part, value) for part in item)
+        if not isinstance(item, torch.Tensor) and not has_tensors(item):
+            return item
+        if not isinstance(item, torch.Tensor) or torch_compat.is_fake(item):
+            raise CannotImportError("one of its inputs is a container made outside of the region")
+        return self._constant(item, value)
 
     def _placeholder(self, value: torch_compat.Value, item: Any) -> fx.Node:
         with self._graph.inserting_after(self._last_placeholder):
