@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tiacc.errors import ImportGraphError
 from tiacc.graph import torch_compat
+from tiacc.graph.shape_rules import SHAPE_RULES
 from tiacc.graph.types import Dim as Dim
 from tiacc.graph.types import Shape as Shape
 from tiacc.graph.types import TensorSpec as TensorSpec
@@ -108,7 +109,7 @@ def infer_call(mode: FakeTensorMode, node: fx.Node) -> Any:
     kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
     try:
         with torch_compat.inference(mode):
-            value = node.target(*args, **kwargs)  # type: ignore[operator]
+            value = SHAPE_RULES.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
         raise ImportGraphError(
             f"the shape of {node.name} = {node.target} cannot be inferred{where(node)}: {type(error).__name__}: {error}"
