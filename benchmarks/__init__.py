@@ -1,0 +1,1 @@
+"""Benchmarks of tiacc, run by ``make bench``."""
