@@ -525,3 +525,9 @@ def may_alias(overload: torch._ops.OpOverload) -> bool:
 def has_effect(overload: torch._ops.OpOverload) -> bool:
     """Return whether an operator does more than compute its results: it writes into an argument, or checks and returns nothing."""
     return bool(overload._schema.is_mutable) or not overload._schema.returns
+
+
+def fake_as(mode: FakeTensorMode, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a fake tensor like another but for its dtype, many times faster than by converting it."""
+    elements = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta")
+    return FakeTensor(mode, elements, tensor.device)

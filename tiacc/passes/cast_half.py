@@ -27,7 +27,7 @@ import torch
 from torch import fx
 
 from tiacc.errors import ImportGraphError
-from tiacc.graph import arguments, specs
+from tiacc.graph import arguments, specs, torch_compat
 from tiacc.passes import precision_policy, rewrite
 from tiacc.passes.base import Pass, PassContext, PassResult, register
 from tiacc.passes.precision_policy import Kind, Policy
@@ -108,6 +108,7 @@ class _Caster:
 
     def __init__(self, gm: fx.GraphModule, ctx: PassContext, half: torch.dtype, keep_fp32: tuple[str, ...]) -> None:
         self.gm = gm
+        self.mode = specs.fake_mode_of(gm)
         self.ctx = ctx
         self.half = half
         self.keep_fp32 = keep_fp32
@@ -220,7 +221,7 @@ class _Caster:
         made = self._read(node, self.half)
         if node in self.was_float and any(self.half in _float_dtypes(source) for source in node.all_input_nodes):
             try:
-                specs.infer(self.gm, node)
+                self._infer_half(node)
             except ImportGraphError:
                 node.args, node.kwargs, node.meta["val"] = args, kwargs, before
                 self._forget(made)
@@ -228,6 +229,13 @@ class _Caster:
                 return f"the operator does not take {self.half}"
         self.report.half += 1
         return ""
+
+    def _infer_half(self, node: fx.Node) -> None:
+        value = node.meta["val"]
+        if self.policies[node].kind is Kind.COMPUTE or not isinstance(value, torch.Tensor):
+            specs.infer(self.gm, node)
+        else:
+            node.meta["val"] = torch_compat.fake_as(self.mode, value, self.half)
 
     def _pick(self, node: fx.Node) -> None:
         values = node.args[0].meta["val"]  # type: ignore[union-attr]
@@ -313,7 +321,7 @@ class _Caster:
         while anchor.op == "placeholder":
             anchor = anchor.next
         cast = rewrite.add_call(anchor, aten.to.dtype, source, dtype, like=source)
-        specs.infer(self.gm, cast)
+        cast.meta["val"] = torch_compat.fake_as(self.mode, source.meta["val"], dtype)
         self.report.casts += 1
         return cast
 
