@@ -1,6 +1,7 @@
 """The shapes of results for operators whose own inference fixes sizes that may vary.
 
-torch infers the shapes of recurrent layers by running their loops, step by step, and so fixes the length of the sequence.
+torch infers the shapes of recurrent layers by running their loops, step by step, and so fixes the length of the sequence. A shape
+that is asked for as a tensor it cannot give at all.
 """
 
 from __future__ import annotations
@@ -46,10 +47,15 @@ def _outputs(value: torch.Tensor, state: torch.Tensor, is_bidirectional: bool) -
     return value.new_empty((*value.shape[:2], state.shape[2] * (2 if is_bidirectional else 1)))
 
 
+def _shape_as_tensor(value: torch.Tensor) -> torch.Tensor:
+    return torch.empty(value.dim(), dtype=torch.int64)
+
+
 SHAPE_RULES: dict[Any, Callable[..., Any]] = {
     aten.lstm.input: _lstm,
     aten.gru.input: _layers,
     aten.rnn_tanh.input: _layers,
     aten.rnn_relu.input: _layers,
+    aten._shape_as_tensor.default: _shape_as_tensor,
 }
 """For an overload, what gives its results' shapes and dtypes from arguments that are fake tensors."""

@@ -126,6 +126,16 @@ def symbol_bounds(size: torch.SymInt) -> SymbolBounds:
     return SymbolBounds(str(expression), low, int(opt) if opt.is_number else int(node.hint), high)
 
 
+def limits_of(number: int | torch.SymInt) -> tuple[int, int]:
+    """Return the smallest and the largest value of arithmetic on sizes, which may be negative; `UNBOUNDED` stands for no limit."""
+    if isinstance(number, int):
+        return number, number
+    node: Any = number.node
+    found = bound_sympy(node.expr, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
+    low = int(found.lower) if found.lower.is_finite and found.lower > -UNBOUNDED else -UNBOUNDED
+    return low, int(found.upper) if found.upper.is_finite and found.upper < UNBOUNDED else UNBOUNDED
+
+
 def evaluate_size(size: int | torch.SymInt, symbols: dict[str, int]) -> int:
     """Return the number that a symbolic size is when the symbols of its expression have the given values."""
     if isinstance(size, int):

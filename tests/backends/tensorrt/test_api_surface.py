@@ -69,9 +69,11 @@ def test_names_used_by_converters_exist(release: str, monkeypatch: pytest.Monkey
     flavour = Flavour(library, parse_version(version), api.Recorder(load_flavour("tensorrt_rtx").module, used))
     original = Layers.add_layer
 
-    def add_layer(self: Layers, kind: str, *arguments: Any, inputs: Any = None, **attributes: Any) -> Any:
-        layer = original(self, kind, *arguments, inputs=inputs, **attributes)
-        calls[f"INetworkDefinition.add_{kind}"].add(len(arguments))
+    def add_layer(
+        self: Layers, kind: str, *arguments: Any, inputs: Any = None, owner: Any = None, **attributes: Any
+    ) -> Any:
+        layer = original(self, kind, *arguments, inputs=inputs, owner=owner, **attributes)
+        calls[f"{'INetworkDefinition' if owner is None else 'ILoop'}.add_{kind}"].add(len(arguments))
         used.update(f"{type(layer).__name__}.{name}" for name in (*attributes, *(["set_input"] if inputs else [])))
         return layer
 

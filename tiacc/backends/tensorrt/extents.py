@@ -12,6 +12,7 @@ from tiacc.backends.tensorrt.call import Call, NodeView
 from tiacc.backends.tensorrt.conversion import Conversion
 from tiacc.backends.tensorrt.shaping import Value
 from tiacc.backends.tensorrt.sizes import Scalar, Size, is_same, is_static, largest, smallest
+from tiacc.graph import torch_compat
 from tiacc.graph.specs import dim_of
 
 UNBOUNDED = 2**62
@@ -19,9 +20,8 @@ UNBOUNDED = 2**62
 
 
 def bounds(size: int | torch.SymInt | Any) -> tuple[int, int]:
-    """Return the smallest and the largest value of a size."""
-    known = dim_of(size)
-    return (known, known) if isinstance(known, int) else (known.min, known.max)
+    """Return the smallest and the largest value of a size, or of a number made of sizes."""
+    return torch_compat.limits_of(size)
 
 
 def fixed(size: int | torch.SymInt | Any) -> int | None:

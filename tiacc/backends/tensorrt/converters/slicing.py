@@ -31,6 +31,11 @@ aten = torch.ops.aten
 
 
 def _slice_check(view: NodeView) -> Support:
+    axis = axis_of(view)
+    before, after, end = view.fake("self").shape[axis], view.out.shape[axis], view.value("end")
+    # what is known of the shape rests on an assumption where a fixed end may lie within the dimension or behind it
+    if fixed(before) is None and fixed(after) is not None and isinstance(end, int) and end > bounds(before)[0]:
+        return Support(False, f"whether the slice ends before dimension {axis} does depends on a dynamic size")
     return has_signs(view, "start", "end")
 
 
