@@ -179,7 +179,8 @@ def moments(net: Conversion, value: Tensor, axes: Sequence[int], correction: flo
         shape = net.shape(value)
         count: Any = product([shape[axis] for axis in axes])
         rest = net.compute(torch.sym_max, net.compute(operator.sub, count, correction), 0)
-        factor: Number = net.compute(operator.truediv, count, rest) if rest is not 0 else math.inf  # noqa: F632
+        is_void = isinstance(rest, (int, float)) and rest == 0
+        factor: Number = math.inf if is_void else net.compute(operator.truediv, count, rest)
         spread = net.binary("PROD", spread, factor)
     return spread, mean if keepdim else net.squeeze(mean, axes)
 
