@@ -17,7 +17,6 @@ of the whole beyond `precision_policy.LOSS`), or that holds whole numbers that w
 
 from __future__ import annotations
 
-import fnmatch
 import operator
 from collections import Counter
 from dataclasses import dataclass, field
@@ -141,7 +140,7 @@ class _Caster:
                 continue
             if node not in self.was_float and self.was_float.isdisjoint(node.all_input_nodes):
                 continue
-            patterns = [pattern for pattern in self.keep_fp32 if _matches(node, pattern)]
+            patterns = [pattern for pattern in self.keep_fp32 if precision_policy.matches(node, pattern)]
             matched.update(patterns)
             self.policies[node] = self._policy(node, patterns)
             if not patterns and node in self.was_float and precision_policy.is_exact(node, self.half, self.free):
@@ -372,15 +371,6 @@ def _undone(source: fx.Node, dtype: torch.dtype) -> fx.Node | None:
     value, before = source.meta["val"], origin.meta["val"]
     is_same = before.dtype == dtype and before.device == value.device and rewrite.same_layout(before, value)
     return origin if is_same and rewrite.is_lossless(dtype, value.dtype) else None
-
-
-def _matches(node: fx.Node, pattern: str) -> bool:
-    names = [node.name, str(node.meta.get("module", ""))]
-    if isinstance(node.target, torch._ops.OpOverload):
-        full = str(node.target)
-        base = full.rpartition(".")[0]
-        names += [precision_policy.op_name(node), full, base, full.replace(".", "::", 1), base.replace(".", "::", 1)]
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names if name)
 
 
 def _is_loose(node: fx.Node, name: str) -> bool:

@@ -17,6 +17,7 @@ differs where the kernel computes in float32 inside and rounds once (softmax, no
 from __future__ import annotations
 
 import enum
+import fnmatch
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +167,16 @@ def op_name(node: fx.Node) -> str:
     if not isinstance(node.target, torch._ops.OpOverload):
         return ""
     return str(node.target.overloadpacket.__name__)
+
+
+def matches(node: fx.Node, pattern: str) -> bool:
+    """Return whether a pattern of ``keep_fp32`` means a node: its operator, its name, or the path of its module."""
+    names = [node.name, str(node.meta.get("module", ""))]
+    if isinstance(node.target, torch._ops.OpOverload):
+        full = str(node.target)
+        base = full.rpartition(".")[0]
+        names += [op_name(node), full, base, full.replace(".", "::", 1), base.replace(".", "::", 1)]
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names if name)
 
 
 def policy_of(node: fx.Node, half: torch.dtype) -> Policy:
