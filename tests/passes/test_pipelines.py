@@ -95,6 +95,37 @@ def test_a_network_is_cleaned_up():
     assert pipeline(0, CPU)(gm).changes == 0
 
 
+def test_what_nobody_reads_does_not_keep_a_normalisation():
+    torch.manual_seed(0)
+    sketch = Sketch()
+    x = sketch.input("x", 2, 4, 5, 5)
+    y = sketch.call(aten.conv2d.default, x, sketch.constant("w", torch.randn(4, 4, 1, 1)))
+    sketch.call(aten.relu.default, y)
+    mean, var = sketch.constant("mean", torch.randn(4)), sketch.constant("var", torch.rand(4) + 0.5)
+    gm = sketch.output(sketch.call(aten.batch_norm.default, y, None, None, mean, var, False, 0.1, 1e-5, True))
+    pipeline(0, CPU)(gm)
+    assert [node.target for node in gm.graph.nodes if node.op == "call_function"] == [aten.conv2d.default]
+    assert pipeline(0, CPU)(gm).changes == 0
+
+
+def test_equal_layers_share_their_folded_weights():
+    torch.manual_seed(0)
+    sketch = Sketch()
+    y = sketch.input("x", 2, 4, 5, 5)
+    w = sketch.constant("w", torch.randn(4, 4, 1, 1))
+    mean, var = sketch.constant("mean", torch.randn(4)), sketch.constant("var", torch.rand(4) + 0.5)
+    for _ in range(2):
+        y = sketch.call(aten.conv2d.default, y, w)
+        y = sketch.call(aten.batch_norm.default, y, None, None, mean, var, False, 0.1, 1e-5, True)
+    gm = sketch.output(y)
+    before = copy_of(gm)
+    pipeline(0, CPU)(gm)
+    assert len(list(gm.buffers())) == 2
+    inputs = random_inputs(before)
+    torch.testing.assert_close(run(gm, inputs), run(before, inputs), rtol=1e-4, atol=1e-4)
+    assert pipeline(0, CPU)(gm).changes == 0
+
+
 def test_work_grows_with_the_graph_not_with_its_square():
     def work(blocks, level):
         gm = network(blocks, size=2)

@@ -40,7 +40,11 @@ def pipeline(
         RemoveDropout(),
         # Each of these makes work for the others: a size that becomes a number makes a reshape the identity, and so on.
         PassManager((FoldConstants(), EliminateIdentities(), EliminateCommonSubexpressions()), steps=3),
+        # Nobody who is not read counts as a reader of a layer that could be folded into.
+        EliminateDeadCode(),
         FoldBatchNorm(),
+        # Layers that were equal but for their inputs have equal new weights.
+        EliminateCommonSubexpressions(),
         EliminateDeadCode(),
     )
     if level == 1:
