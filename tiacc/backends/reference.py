@@ -30,11 +30,13 @@ class ReferenceEngine:
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the outputs; a view of an input is copied, so that each result is the caller's own."""
-        results = self._function(*inputs)
-        outputs = [results] if isinstance(results, torch.Tensor) else list(results)
-        return [
-            output.clone() if any(torch_compat.shares_memory(output, tensor) for tensor in inputs) else output for output in outputs
-        ]
+        with torch.no_grad():
+            results = self._function(*inputs)
+            outputs = [results] if isinstance(results, torch.Tensor) else list(results)
+            return [
+                output.clone() if any(torch_compat.shares_memory(output, tensor) for tensor in inputs) else output
+                for output in outputs
+            ]
 
     def serialize(self) -> bytes:
         """Return the function as TorchScript saves it."""

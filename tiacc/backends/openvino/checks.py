@@ -10,10 +10,12 @@ from tiacc.backends.openvino.lowering import is_number
 from tiacc.backends.openvino.rules import Call
 from tiacc.graph import specs
 
+_DIMENSIONS = ("dim", "dims", "dim0", "axis0", "source", "dimension")
+
 
 def ranked(call: Call) -> str:
     """Not of a tensor without dimensions, where a dimension is named."""
-    if call.first.dim() == 0 and any(call.given.get(name) is not None for name in ("dim", "dims", "dim0", "axis0", "source")):
+    if call.first.dim() == 0 and any(call.given.get(name) is not None for name in _DIMENSIONS):
         return "a dimension of a tensor that has none"
     return ""
 
@@ -93,16 +95,23 @@ def cdist(call: Call) -> str:
 
 
 def attention(call: Call) -> str:
-    """No dropout, no grouped queries; a mask of bools or of the element type of the rest."""
+    """No dropout; a mask of bools or of the element type of the rest; a fixed number of heads where queries are grouped."""
     if call.given["dropout_p"]:
         return "dropout"
-    if call.given.get("enable_gqa"):
-        return "grouped queries"
+    if call.given.get("enable_gqa") and any(not isinstance(tensor.shape[-3], int) for _, tensor in call.tensors()):
+        return "grouped queries of a number of heads that varies"
     kinds = {tensor.dtype for name, tensor in call.tensors() if name != "attn_mask"}
     mask = call.tensor("attn_mask")
     if len(kinds) > 1 or (mask is not None and mask.dtype not in (torch.bool, *kinds)):
         return "element types that differ"
     return "a query without a batch dimension" if call.first.dim() < 3 else ""
+
+
+def encoder_layer(call: Call) -> str:
+    """Without a mask."""
+    if call.given["mask"] is not None:
+        return "a mask"
+    return "its input has no batch dimension" if call.first.dim() != 3 else same_dtype(call)
 
 
 def recurrent(call: Call) -> str:
@@ -160,6 +169,20 @@ def dropout(call: Call) -> str:
 def arithmetic(call: Call) -> str:
     """No complex numbers."""
     return "a complex number" if any(isinstance(item, complex) for item in call.given.values()) else ""
+
+
+def clamped(call: Call) -> str:
+    """Limits in order, if both are numbers."""
+    low, high = call.given.get("min"), call.given.get("max")
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and not low <= high:
+        return f"a lower limit of {low} above the upper one of {high}"
+    return arithmetic(call)
+
+
+def logit(call: Call) -> str:
+    """An eps of at most a half."""
+    eps = call.given["eps"]
+    return f"eps={eps}" if eps is not None and eps > 0.5 else ""
 
 
 def rounded_division(call: Call) -> str:
@@ -254,8 +277,11 @@ def grid_sampler(call: Call) -> str:
 
 
 def joined(call: Call) -> str:
-    """Tensors with dimensions."""
-    return "a tensor without dimensions" if any(tensor.dim() == 0 for _, tensor in call.tensors()) and "cat" in call.name else ""
+    """Tensors with dimensions, where they are joined or broadcast."""
+    joins = call.name.split(".")[0] in ("cat", "concat", "concatenate", "broadcast_tensors")
+    if joins and any(not tensor.dim() for _, tensor in call.tensors()):
+        return "a tensor without dimensions"
+    return ""
 
 
 def splitting(call: Call) -> str:

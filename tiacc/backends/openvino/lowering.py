@@ -22,19 +22,21 @@ Lowering: TypeAlias = Callable[..., "fx.Node | Sequence[fx.Node] | None"]
 LOWERINGS: dict[str, Lowering] = {}
 """The lowerings by the operator's name: ``"softplus.default"``."""
 
+_ARITHMETIC = (
+    "add.Tensor sub.Tensor rsub.Tensor mul.Tensor div.Tensor atan2.default maximum.default minimum.default max.other min.other "
+    "where.self logaddexp.default"
+)
+_WITH_NUMBERS = "add.Scalar sub.Scalar rsub.Scalar mul.Scalar div.Scalar pow.Tensor_Scalar clamp.default"
+
 PROMOTED: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ["add.Tensor", "sub.Tensor", "rsub.Tensor", "mul.Tensor", "div.Tensor", "atan2.default", "maximum.default", "minimum.default", "max.other", "min.other", "where.self", "logaddexp.default"],
-        ("self", "other"),
-    ),
-    **dict.fromkeys(["add.Scalar", "sub.Scalar", "rsub.Scalar", "mul.Scalar", "div.Scalar", "pow.Tensor_Scalar"], ("self",)),
+    **dict.fromkeys(_ARITHMETIC.split(), ("self", "other")),
+    **dict.fromkeys(_WITH_NUMBERS.split(), ("self",)),
     "pow.Tensor_Tensor": ("self", "exponent"),
     "pow.Scalar": ("exponent",),
     "prelu.default": ("self", "weight"),
     "lerp.Scalar": ("self", "end"),
     "lerp.Tensor": ("self", "end", "weight"),
     "addcmul.default": ("self", "tensor1", "tensor2"),
-    "clamp.default": ("self",),
     "clamp.Tensor": ("self", "min", "max"),
     "clamp_min.Tensor": ("self", "min"),
     "clamp_max.Tensor": ("self", "max"),

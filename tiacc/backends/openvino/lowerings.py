@@ -92,8 +92,8 @@ def _round_decimals(emit: Emitter, x: fx.Node, decimals: int) -> fx.Node:
     return emit(back, emit(aten.round.default, emit(into, x, scale)), scale)
 
 
-@lowers("positive.default")
-def _positive(emit: Emitter, x: fx.Node) -> fx.Node:
+@lowers("positive.default", "alpha_dropout.default")
+def _unchanged(emit: Emitter, x: fx.Node, *rest: Any) -> fx.Node:
     return x
 
 
@@ -312,6 +312,77 @@ def _cosine_similarity(emit: Emitter, x: fx.Node, y: fx.Node, dim: int, eps: flo
 def _pairwise_distance(emit: Emitter, x: fx.Node, y: fx.Node, p: float, eps: float, keepdim: bool) -> fx.Node:
     difference = emit(aten.add.Scalar, emit(aten.sub.Tensor, x, y), eps)
     return emit(aten.linalg_vector_norm.default, difference, p, [-1], keepdim)
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------------------
+
+
+@lowers("scaled_dot_product_attention.default")
+def _grouped_attention(
+    emit: Emitter,
+    query: fx.Node,
+    key: fx.Node,
+    value: fx.Node,
+    mask: fx.Node | None,
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool = False,
+) -> fx.Node | None:
+    if not enable_gqa:
+        return None
+    heads = int(_value(query).shape[-3])
+    key, value = (
+        emit(aten.repeat_interleave.self_int, item, heads // int(_value(item).shape[-3]), -3) for item in (key, value)
+    )
+    return emit(aten.scaled_dot_product_attention.default, query, key, value, mask, 0.0, is_causal, scale=scale)
+
+
+@lowers("_transformer_encoder_layer_fwd.default")
+def _encoder_layer(
+    emit: Emitter,
+    x: fx.Node,
+    width: int,
+    heads: int,
+    qkv_weight: fx.Node,
+    qkv_bias: fx.Node,
+    proj_weight: fx.Node,
+    proj_bias: fx.Node,
+    use_gelu: bool,
+    norm_first: bool,
+    eps: float,
+    norm_weight_1: fx.Node,
+    norm_bias_1: fx.Node,
+    norm_weight_2: fx.Node,
+    norm_bias_2: fx.Node,
+    ffn_weight_1: fx.Node,
+    ffn_bias_1: fx.Node,
+    ffn_weight_2: fx.Node,
+    ffn_bias_2: fx.Node,
+    *rest: Any,
+) -> fx.Node:
+    batch, length = emit.size(x, 0), emit.size(x, 1)
+
+    def attend(item: fx.Node) -> fx.Node:
+        joined = emit(aten.split.Tensor, emit(aten.linear.default, item, qkv_weight, qkv_bias), width, -1)
+        split = [
+            emit(aten.transpose.int, emit(aten.reshape.default, emit.item(joined, place), [batch, length, heads, width // heads]), 1, 2)
+            for place in range(3)
+        ]
+        mixed = emit(aten.transpose.int, emit(aten.scaled_dot_product_attention.default, *split), 1, 2)
+        return emit(aten.linear.default, emit(aten.reshape.default, mixed, [batch, length, width]), proj_weight, proj_bias)
+
+    def feed(item: fx.Node) -> fx.Node:
+        hidden = emit(aten.linear.default, item, ffn_weight_1, ffn_bias_1)
+        hidden = emit(aten.gelu.default if use_gelu else aten.relu.default, hidden)
+        return emit(aten.linear.default, hidden, ffn_weight_2, ffn_bias_2)
+
+    for step, weight, bias in ((attend, norm_weight_1, norm_bias_1), (feed, norm_weight_2, norm_bias_2)):
+        if norm_first:
+            x = emit(aten.add.Tensor, x, step(emit(aten.layer_norm.default, x, [width], weight, bias, eps)))
+        else:
+            x = emit(aten.layer_norm.default, emit(aten.add.Tensor, x, step(x)), [width], weight, bias, eps)
+    return x
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------------------

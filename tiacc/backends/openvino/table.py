@@ -45,6 +45,7 @@ RULES: tuple[Rule, ...] = (
     _rule("linear algebra", "pairwise_distance.default", FLOATS, checks.pairwise_distance),
     _rule("linear algebra", "cdist.default", FLOATS, checks.cdist),
     _rule("attention", "scaled_dot_product_attention.default", FLOATS | BOOL, checks.attention, results=FLOATS),
+    _rule("attention", "_transformer_encoder_layer_fwd.default", FLOATS, checks.encoder_layer),
     _rule("recurrent", "lstm.input gru.input rnn_tanh.input rnn_relu.input", FLOATS, checks.recurrent),
     # -- normalisation ---------------------------------------------------------------------------------------------------------------
     _rule("normalisation", "batch_norm.default", FLOATS, checks.batch_norm),
@@ -68,9 +69,10 @@ RULES: tuple[Rule, ...] = (
         "element-wise",
         "exp.default expm1.default log.default log2.default log10.default log1p.default sqrt.default rsqrt.default reciprocal.default "
         "sin.default cos.default tan.default asin.default acos.default atan.default sinh.default cosh.default asinh.default "
-        "acosh.default atanh.default erf.default erfc.default rad2deg.default deg2rad.default sinc.default logit.default",
+        "acosh.default atanh.default erf.default erfc.default rad2deg.default deg2rad.default sinc.default",
         FLOATS,
     ),
+    _rule("element-wise", "logit.default", FLOATS, checks.logit),
     _rule("element-wise", "abs.default neg.default sign.default", NUMBERS),
     _rule("element-wise", "square.default", FLOATS),
     _rule("element-wise", "floor.default ceil.default round.default trunc.default positive.default", NUMBERS),
@@ -89,7 +91,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule("element-wise", "pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar", FLOATS, checks.arithmetic),
     _rule("element-wise", "maximum.default minimum.default max.other min.other", NUMBERS),
-    _rule("element-wise", "clamp.default clamp_min.default clamp_max.default", NUMBERS, checks.arithmetic, limit=bounds.FLOATED),
+    _rule("element-wise", "clamp.default clamp_min.default clamp_max.default", NUMBERS, checks.clamped, limit=bounds.FLOATED),
     _rule("element-wise", "clamp.Tensor clamp_min.Tensor clamp_max.Tensor", NUMBERS, checks.arithmetic, limit=bounds.FLOATED),
     _rule("element-wise", "lerp.Scalar lerp.Tensor addcmul.default addcdiv.default logaddexp.default xlogy.Tensor", FLOATS),
     _rule("comparison", " ".join(f"{name}.Tensor" for name in ("eq", "ne", "lt", "le", "gt", "ge")), NUMBERS | BOOL, results=BOOL,
@@ -111,7 +113,8 @@ RULES: tuple[Rule, ...] = (
     _rule("reduction", "argmax.default argmin.default", NUMBERS, checks.ranked, results=_INT64, limit=bounds.FLOATED),
     _rule("reduction", "any.default all.default any.dim all.dim any.dims all.dims", NUMBERS | BOOL, checks.ranked, results=BOOL,
           limit=bounds.FLOATED),
-    _rule("reduction", "count_nonzero.default count_nonzero.dim_IntList", NUMBERS | BOOL, results=_INT64, limit=bounds.FLOATED),
+    _rule("reduction", "count_nonzero.default count_nonzero.dim_IntList", NUMBERS | BOOL, checks.ranked, results=_INT64,
+          limit=bounds.FLOATED),
     _rule("reduction", "var.default var.dim var.correction std.default std.dim std.correction", FLOATS, checks.variance),
     _rule("reduction", "var_mean.default var_mean.dim var_mean.correction std_mean.default std_mean.dim std_mean.correction", FLOATS,
           checks.variance),
