@@ -234,6 +234,12 @@ def test_arithmetic_on_sizes_stays_in_the_engine() -> None:
     check_graph(gm, [torch.randn(4, 5)], dynamic=[(0, 1)], others=[[torch.randn(1, 10)], [torch.randn(8, 1)]], compile=True)
 
 
+def test_a_slice_asks_the_engine_for_no_size_of_a_dimension_that_it_leaves_alone() -> None:
+    gm = graph_of(lambda x: aten.glu.default(x, 1), 1)
+    definition = check_graph(gm, [torch.randn(2, 6, 5)], dynamic=[(0, 2)], others=[[torch.randn(4, 6, 9)]], compile=True)
+    assert definition.network.num_layers == 4  # two slices, a sigmoid, a product
+
+
 # -- progress, cancellation, threads --------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ class Shaping(Layers):
         self.scalars_by_key: dict[str, Tensor] = {}
         self._fakes: dict[str, torch.Tensor] = {}
         self._shapes: dict[str, Tensor] = {}
+        self._shape_tensors: dict[tuple[Any, ...], Tensor] = {}
 
     # -- reading -------------------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,14 @@ class Shaping(Layers):
         """Return sizes as an int64 tensor of shape ``(len(sizes),)``."""
         if is_static(sizes):
             return self.constant(torch.tensor(list(sizes), dtype=torch.int64))
+        key = tuple(size.key if isinstance(size, Scalar) else size for size in sizes)
+        if None in key:
+            return self._joined(sizes)
+        if key not in self._shape_tensors:
+            self._shape_tensors[key] = self._joined(sizes)
+        return self._shape_tensors[key]
+
+    def _joined(self, sizes: Sequence[Size]) -> Tensor:
         parts: list[Tensor] = []
         known: list[int] = []
         for size in (*sizes, None):
@@ -232,6 +241,17 @@ class Shaping(Layers):
         tensor = self.tensor(value)
         inputs: dict[int, Tensor] = {}
         static: list[tuple[int, ...]] = []
+        attributes: dict[str, Any] = {"mode": getattr(self.trt.SampleMode, mode)}
+        whole = [
+            is_same(start, 0) and is_same(stride, 1) and is_same(size, now)
+            for start, size, stride, now in zip(starts, sizes, strides, self.shape(tensor))
+        ]
+        if not is_static(sizes) and any(whole):  # dimensions that stay as they are need no numbers from the engine
+            axes = [axis for axis, is_whole in enumerate(whole) if not is_whole]
+            if not axes:
+                return tensor
+            starts, sizes, strides = ([numbers[axis] for axis in axes] for numbers in (starts, sizes, strides))
+            attributes["axes"] = tuple(axes)
         for index, numbers in enumerate((starts, sizes, strides), 1):
             if is_static(numbers):
                 static.append(tuple(numbers))  # type: ignore[arg-type]
@@ -240,7 +260,7 @@ class Shaping(Layers):
                 static.append((0,) * len(numbers))
         if fill is not None:
             inputs[4] = self.reshape(self.tensor(fill, self.dtype(tensor)), ())
-        return self.add("slice", tensor, *static, inputs=inputs, mode=getattr(self.trt.SampleMode, mode))
+        return self.add("slice", tensor, *static, inputs=inputs, **attributes)
 
     def concat(self, values: Sequence[Value], axis: int) -> Tensor:
         """Join values of one dtype along a dimension."""
