@@ -182,6 +182,15 @@ def test_a_chain_of_norms_folds_whole():
     ]
 
 
+def test_a_chain_of_norms_before_a_layer_folds_whole():
+    sketch = Sketch()
+    y = sketch.input("x", N, 4, 8, 8)
+    for name in ("first", "second", "third"):
+        y = norm(sketch, y, 4, name=name)
+    y, _ = convolution(sketch, y, UNPADDED[1])
+    assert check(sketch.output(y), 3) == {}
+
+
 def test_a_weight_shared_by_two_layers_keeps_its_own_value_in_each():
     sketch = Sketch()
     x = sketch.input("x", N, 4, 6, 6)

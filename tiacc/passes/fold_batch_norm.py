@@ -139,16 +139,23 @@ def fold_batch_norm(gm: fx.GraphModule, ctx: PassContext) -> int:
     """Fold the batch normalisations of `gm` that can be; return how many."""
     reasons: dict[str, str] = {}
     changes = 0
-    for node in [node for node in gm.graph.nodes if node.target in NORMS]:
-        try:
-            norm = match_norm(node)
-            layer, weight, bias = _choose(norm)
-        except _Refusal as refusal:
-            reasons[node.name] = str(refusal)
-            continue
-        if ctx.spend():
-            _rewrite(norm, layer, weight, bias)
-            changes += 1
+    norms = [node for node in gm.graph.nodes if node.target in NORMS]
+    # Backwards again for those that stayed: one before another can go into the layer after both once the other has.
+    for backwards in (False, True):
+        stayed: list[fx.Node] = []
+        for node in reversed(norms) if backwards else norms:
+            try:
+                norm = match_norm(node)
+                layer, weight, bias = _choose(norm)
+            except _Refusal as refusal:
+                reasons[node.name] = str(refusal)
+                stayed.append(node)
+                continue
+            if ctx.spend():
+                reasons.pop(node.name, None)
+                _rewrite(norm, layer, weight, bias)
+                changes += 1
+        norms = stayed
     ctx.data[FoldBatchNorm.name] = reasons
     return changes
 
