@@ -33,7 +33,7 @@ def test_a_model_is_built_checked_and_saved(level: int, shapes: Any, tmp_path: P
     assert "were not run" in told and "reference interpreter" in told
     assert path.stat().st_size > segment.size_bytes
     if not torch.cuda.is_available():
-        with pytest.raises(Exception, match="BackendUnavailableError.*CUDA"):
+        with pytest.raises(Exception, match=r"BackendUnavailableError.*CUDA"):
             output_model(torch.randn(2, 3, 8, 8))
 
 
@@ -56,5 +56,5 @@ def test_what_cannot_be_built_for_is_refused() -> None:
         tiacc.optimize(make(), device_type=1, input_shapes=["2*3*8*8"], target=["sm86"])
     with pytest.raises(InvalidArgumentError, match="builds for the machine it is on"):
         tiacc.optimize(make(), device_type=0, input_shapes=["2*3*8*8"], target=["sm86"], backend="openvino")
-    with pytest.raises((InvalidArgumentError, BuildError, BackendUnavailableError), match="sm90|compute capab"):
+    with pytest.raises((InvalidArgumentError, BuildError, BackendUnavailableError), match=r"sm90|compute capab"):
         tiacc.optimize(make(), device_type=0, input_shapes=["2*3*8*8"], target=["sm90"], backend="tensorrt_rtx")

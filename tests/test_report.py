@@ -225,7 +225,7 @@ Software
   torch 2.14.1, TensorRT not installed
 
 Warnings
-  the model was in training mode"""  # noqa: RUF001
+  the model was in training mode"""
 
 
 def test_the_text():

@@ -159,8 +159,8 @@ def _spread(net: Conversion, weight: Value, dilation: Sequence[int]) -> Value:
     if isinstance(value, torch.Tensor):
         spread = value.new_zeros((*maps, *spaced))
         taps: list[Any] = [part for _ in sizes for part in (slice(None), slice(0, 1))]
-        spread[tuple([slice(None), slice(None), *taps])] = value
-        return spread.reshape((*maps, *dense))[tuple([slice(None), slice(None), *map(slice, reach)])]
+        spread[(slice(None), slice(None), *taps)] = value
+        return spread.reshape((*maps, *dense))[(slice(None), slice(None), *map(slice, reach))]
     spread = net.slice(value, [0] * rank, [*maps, *spaced], [1] * rank, mode="FILL", fill=0.0)
     rank = 2 + len(sizes)
     return net.slice(net.reshape(spread, (*maps, *dense)), [0] * rank, [*maps, *reach], [1] * rank)
