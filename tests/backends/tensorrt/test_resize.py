@@ -1,0 +1,84 @@
+"""Interpolation in every mode against eager torch."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.backends.tensorrt.cases import Case, case
+from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, refused
+
+pytestmark = needs_rtx
+aten = torch.ops.aten
+
+torch.manual_seed(0)
+_X, _Y, _Z = torch.randn(2, 3, 7), torch.randn(2, 3, 5, 7), torch.randn(1, 2, 4, 5, 6)
+_IMAGES = (_X, _Y, _Z)
+_NEAREST = (aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d)
+_EXACT = (aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d)
+_LINEAR = (aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d)
+_ANTIALIASED = (aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa)
+
+CASES = [
+    *(
+        case(packet.vec, image, None, [factor] * (image.dim() - 2))
+        for packets in (_NEAREST, _EXACT)
+        for packet, image in zip(packets, _IMAGES)
+        for factor in (2.0, 1.7, 0.6)
+    ),
+    *(
+        case(packet.default, image, [9, 4, 3][: image.dim() - 2])
+        for packets in (_NEAREST, _EXACT)
+        for packet, image in zip(packets, _IMAGES)
+    ),
+    *(
+        case(packet.vec, image, None, aligned, [factor] * (image.dim() - 2))
+        for packet, image in zip(_LINEAR, _IMAGES)
+        for aligned in (False, True)
+        for factor in (2.0, 1.7, 0.6)
+    ),
+    *(
+        case(packet.default, image, [9, 1, 3][: image.dim() - 2], aligned)
+        for packet, image in zip(_LINEAR, _IMAGES)
+        for aligned in (False, True)
+    ),
+    *(case(aten.upsample_bicubic2d.default, _Y, size, aligned) for size in ([9, 4], [1, 14]) for aligned in (False, True)),
+    case(aten.upsample_bicubic2d.vec, _Y, None, False, [1.7, 0.6]),
+    case(aten.upsample_bilinear2d.default, _Y, [9, 11], False, 1.85, 1.6),
+    case(aten.upsample_nearest2d.default, _Y, [9, 11], 1.85, 1.6),
+    *(case(packet.default, _Y, [3, 4], aligned) for packet in _ANTIALIASED for aligned in (False, True)),
+    case(aten.upsample_bilinear2d.default, _Y.half(), [10, 14], False),
+]
+
+
+def _size(x: Any, dim: int) -> Any:
+    return aten.sym_size.int(x, dim)
+
+
+DYNAMIC: dict[str, Callable[[Any], Any]] = {
+    "nearest by a factor": lambda x: aten.upsample_nearest2d.vec(x, None, [2.0, 3.0]),
+    "bilinear by a factor": lambda x: aten.upsample_bilinear2d.vec(x, None, False, [0.5, 1.7]),
+    "bilinear by a factor, corners aligned": lambda x: aten.upsample_bilinear2d.vec(x, None, True, [2.0, 2.0]),
+    "bilinear to a size": lambda x: aten.upsample_bilinear2d.vec(x, [operator.mul(_size(x, 2), 2), 9], False, None),
+    "bicubic to a size": lambda x: aten.upsample_bicubic2d.vec(x, [_size(x, 3), _size(x, 2)], False, None),
+    "nearest exact to a size": lambda x: aten._upsample_nearest_exact2d.vec(x, [_size(x, 3), 7], None),
+}
+
+
+@pytest.mark.parametrize("item", CASES, ids=str)
+def test_matches_eager(item: Case) -> None:
+    check(item.op, *item.args, **item.kwargs)
+
+
+@pytest.mark.parametrize("function", DYNAMIC.values(), ids=DYNAMIC.keys())
+def test_dynamic_sizes(function: Callable[[Any], Any]) -> None:
+    others = [[torch.randn(1, 4, 5, 9)], [torch.randn(3, 4, 8, 4)]]
+    check_graph(graph_of(function, 1), [torch.randn(2, 4, 6, 6)], dynamic=[(0, 2, 3)], others=others, compile=True)
+
+
+def test_whole_numbers_are_refused() -> None:
+    assert "uint8" in refused(aten.upsample_nearest2d.default, torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [8, 8])
