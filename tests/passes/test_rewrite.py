@@ -9,6 +9,10 @@ from torch import fx
 from tests.helpers import Dim, Sketch
 from tiacc.graph.specs import spec_of
 from tiacc.passes import rewrite
+from tiacc.passes.cast_half import CastHalf
+from tiacc.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from tiacc.passes.eliminate_dead_code import EliminateDeadCode
+from tiacc.passes.fold_constants import FoldConstants
 
 aten = torch.ops.aten
 
@@ -72,6 +76,37 @@ def test_what_may_be_dropped_merged_or_folded(target, args, is_pure):
     node = graph.call_function(target, tuple(x if arg == "x" else arg for arg in args))
     assert rewrite.is_pure(node) == is_pure
     assert not rewrite.is_pure(x)
+
+
+def statistics(target, *flags, with_statistics=True):
+    """A normalisation of a constant by the statistics of the batch, read by nobody, and one that is read."""
+    sketch = Sketch()
+    c = sketch.constant("c", torch.randn(2, 3, 4))
+    mean = sketch.constant("mean", torch.zeros(3)) if with_statistics else None
+    var = sketch.constant("var", torch.ones(3)) if with_statistics else None
+    for _ in range(2):
+        node = sketch.call(target, c, None, None, mean, var, *flags)
+    return sketch.output(sketch.call(aten.add.Tensor, sketch.input("x", 2, 3, 4), node))
+
+
+@pytest.mark.parametrize(
+    ("target", "flags"),
+    [(aten.batch_norm.default, (True, 0.1, 1e-5, True)), (aten.instance_norm.default, (True, 0.1, 1e-5, True))],
+)
+def test_what_writes_its_statistics_is_neither_folded_nor_merged_nor_dropped(target, flags):
+    gm = statistics(target, *flags)
+    nodes = gm.graph.find_nodes(op="call_function", target=target)
+    assert [rewrite.is_pure(node) for node in nodes] == [False, False]
+    for pass_ in (FoldConstants(), EliminateCommonSubexpressions(), EliminateDeadCode()):
+        assert pass_(gm).changes == 0
+    assert torch.equal(gm.mean, torch.zeros(3))
+    assert torch.equal(gm.var, torch.ones(3))
+    # The written-into statistics are the model's own in half precision too.
+    CastHalf(torch.bfloat16)(gm)
+    gm(torch.randn(2, 3, 4))
+    assert gm.mean.abs().sum() > 0
+    gm = statistics(target, *flags, with_statistics=False)
+    assert all(rewrite.is_pure(node) for node in gm.graph.find_nodes(op="call_function", target=target))
 
 
 def test_types_are_the_same_for_every_size_or_not():

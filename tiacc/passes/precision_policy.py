@@ -122,6 +122,7 @@ and 2^-8, which only underflow reaches."""
 CAST_ARGUMENTS = {
     "batch_norm": ("input",),
     "cudnn_batch_norm": ("input",),
+    "instance_norm": ("input",),
     "_native_batch_norm_legit_no_training": ("input",),
     "native_batch_norm": ("input",),
 }

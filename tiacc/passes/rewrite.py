@@ -33,6 +33,14 @@ UNINITIALISED = frozenset(
 )
 """The operators whose results are whatever was in memory."""
 
+WRITES_STATISTICS_IF = {
+    aten.batch_norm.default: "training",
+    aten.cudnn_batch_norm.default: "training",
+    aten.instance_norm.default: "use_input_stats",
+    aten.native_batch_norm.default: "training",
+}
+"""The operators that write into their running statistics when this argument is true, which their schemas do not tell."""
+
 
 def constant_of(node: object) -> torch.Tensor | None:
     """Return the tensor that a ``get_attr`` node reads; None for anything else."""
@@ -120,9 +128,11 @@ def is_pure(node: fx.Node) -> bool:
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
         return node.target is operator.getitem or node.target in specs.SCALAR_FUNCTIONS
-    return not torch_compat.has_effect(node.target) and not torch_compat.is_random(
-        node.target, list(arguments.bound(node).values())
-    )
+    bound = arguments.bound(node)
+    switch = WRITES_STATISTICS_IF.get(node.target)
+    if switch is not None and bound[switch] and bound["running_mean"] is not None:
+        return False
+    return not torch_compat.has_effect(node.target) and not torch_compat.is_random(node.target, list(bound.values()))
 
 
 def same_type(first: Any, second: Any) -> bool:
