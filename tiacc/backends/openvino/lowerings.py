@@ -54,16 +54,6 @@ def _softshrink(emit: Emitter, x: fx.Node, limit: float) -> fx.Node:
     return emit(aten.sub.Tensor, x, emit(aten.clamp.default, x, -limit, limit))
 
 
-@lowers("tanhshrink.default")
-def _tanhshrink(emit: Emitter, x: fx.Node) -> fx.Node:
-    return emit(aten.sub.Tensor, x, emit(aten.tanh.default, x))
-
-
-@lowers("softsign.default")
-def _softsign(emit: Emitter, x: fx.Node) -> fx.Node:
-    return emit(aten.div.Tensor, x, emit(aten.add.Scalar, emit(aten.abs.default, x), 1))
-
-
 def _truncated(emit: Emitter, x: fx.Node) -> fx.Node:
     if not _value(x).dtype.is_floating_point:
         return x

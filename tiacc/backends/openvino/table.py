@@ -57,7 +57,7 @@ RULES: tuple[Rule, ...] = (
         "activation",
         "relu.default relu6.default sigmoid.default tanh.default silu.default gelu.default elu.default selu.default celu.default "
         "leaky_relu.default hardswish.default hardsigmoid.default hardtanh.default mish.default softplus.default log_sigmoid.default "
-        "threshold.default hardshrink.default softshrink.default tanhshrink.default softsign.default",
+        "threshold.default hardshrink.default softshrink.default",
         FLOATS,
     ),
     _rule("activation", "prelu.default", FLOATS, checks.prelu),

@@ -1,0 +1,144 @@
+"""The OpenVINO engine: its types, memory, integers, threads, bytes and errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+from tests.helpers import Sketch
+from tiacc.backends.base import BuildSpec, Engine, backends
+from tiacc.backends.openvino import OpenVINOBackend, bounds, payload
+from tiacc.backends.openvino.engine import COPIED_BYTES
+from tiacc.errors import BuildError, EngineFormatError, InvalidArgumentError
+from tiacc.graph import specs
+from tiacc.graph.specs import Dim
+
+aten = torch.ops.aten
+backend = OpenVINOBackend()
+pytestmark = pytest.mark.skipif(not backend.available(), reason=backend.available().reason)
+
+
+def build(gm: fx.GraphModule, **options: Any) -> Engine:
+    inputs = tuple(specs.spec_of(node.meta["val"]) for node in gm.graph.nodes if node.op == "placeholder")
+    output = next(node for node in gm.graph.nodes if node.op == "output")
+    outputs = tuple(specs.spec_of(node.meta["val"]) for node in output.args[0])
+    return backend.build(gm, BuildSpec(inputs, outputs, torch.device("cpu"), options=options))
+
+
+def unary(target: Any, *shape: int | Dim, dtype: torch.dtype = torch.float32, args: tuple[Any, ...] = ()) -> fx.GraphModule:
+    sketch = Sketch()
+    return sketch.output(sketch.call(target, sketch.input("x", *shape, dtype=dtype), *args))
+
+
+def test_it_is_found_by_name() -> None:
+    assert backends.get("openvino") is OpenVINOBackend
+
+
+def test_importing_it_sends_nothing_home() -> None:
+    code = (
+        "import sys; from tiacc.backends.openvino import library; library.openvino();"
+        "assert not any(name.startswith('openvino_telemetry') for name in sys.modules), 'imported'"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-300:]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool, torch.uint8], ids=str
+)
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4), (40, 1000)], ids=str)
+def test_types_and_sizes_survive(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    engine = build(unary(aten.unsqueeze.default, *shape, dtype=dtype, args=(0,)))
+    x = torch.randint(0, 2, shape).to(dtype) if dtype == torch.bool else (torch.rand(shape) * 100).to(dtype)
+    (result,) = engine.run([x])
+    assert result.dtype == dtype
+    assert torch.equal(result, x.unsqueeze(0))
+    assert result.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+
+
+def test_bools_are_zero_or_one_in_memory() -> None:
+    (result,) = build(unary(aten.to.dtype, 64, args=(torch.bool,))).run([torch.randn(64) * 50])
+    assert int(result.view(torch.uint8).max()) == 1
+
+
+@pytest.mark.parametrize("size", [8, 4 * COPIED_BYTES])
+def test_small_and_large_results_are_the_callers(size: int) -> None:
+    engine = build(unary(aten.neg.default, size))
+    first, second = engine.run([torch.ones(size)])[0], engine.run([torch.full((size,), 2.0)])[0]
+    assert torch.equal(first, -torch.ones(size))
+    assert torch.equal(second, torch.full((size,), -2.0))
+
+
+def test_sizes_may_alternate() -> None:
+    engine = build(unary(aten.neg.default, Dim("n", 1, 4, 40000)))
+    for size in (3, 40000, 3, 1, 40000):
+        x = torch.randn(size)
+        assert torch.equal(engine.run([x])[0], -x)
+
+
+def test_integers_too_large_to_compute_with_are_refused_not_wrong() -> None:
+    gm = unary(aten.eq.Scalar, 3, dtype=torch.int64, args=(5,))
+    engine = build(gm)
+    assert bounds.input_limits(gm) == (bounds.FLOATED,)
+    assert engine.run([torch.tensor([5, -5, 2**24])])[0].tolist() == [True, False, False]
+    with pytest.raises(InvalidArgumentError, match="magnitude 16777217"):
+        engine.run([torch.tensor([5, 2**24 + 1, 0])])
+
+
+def test_integers_that_are_only_moved_may_be_larger() -> None:
+    gm = unary(aten.flip.default, 3, dtype=torch.int64, args=([0],))
+    assert bounds.input_limits(gm) == (bounds.EXACT,)
+    x = torch.tensor([2**31 - 1, -5, 2**24 + 1])
+    assert torch.equal(build(gm).run([x])[0], x.flip(0))
+
+
+@pytest.mark.parametrize(("rounding", "overload"), [("floor", aten.floor_divide.default), ("mod", aten.remainder.Tensor)])
+def test_division_of_integers_is_exact(rounding: str, overload: Any) -> None:
+    sketch = Sketch()
+    x, y = (sketch.input(name, 4000, dtype=torch.int64) for name in "xy")
+    engine = build(sketch.output(sketch.call(overload, x, y)))
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randint(-(2**20), 2**20, (4000,), generator=generator)
+    b = torch.randint(1, 500, (4000,), generator=generator) * torch.where(torch.rand(4000, generator=generator) < 0.5, -1, 1)
+    assert torch.equal(engine.run([a, b])[0], overload(a, b))
+
+
+def test_it_computes_in_the_types_of_the_graph() -> None:
+    kinds = build(unary(aten.exp.default, 64)).precisions()  # type: ignore[attr-defined]
+    assert set(kinds) == {"f32"}
+    half = build(unary(aten.exp.default, 64, dtype=torch.bfloat16)).precisions()  # type: ignore[attr-defined]
+    assert set(half) == {"bf16" if torch.bfloat16 in backend.native_float_types() else "f32"}
+
+
+def test_the_bytes_hold_the_weights_once() -> None:
+    sketch = Sketch()
+    weight = sketch.constant("w", torch.randn(256, 512))
+    gm = sketch.output(sketch.call(aten.linear.default, sketch.input("x", Dim("b", 1, 2, 8), 512), weight, None))
+    assert 1.0 <= len(build(gm).serialize()) / (256 * 512 * 4) < 1.05
+
+
+def test_threads_are_an_option_and_kept() -> None:
+    engine = build(unary(aten.neg.default, 4), num_threads=1)
+    header, _, _ = payload.unpack(engine.serialize())
+    assert (header.num_threads, header.precision) == (1, "f32")
+    assert backend.load(engine.serialize()).inputs == engine.inputs
+
+
+def test_damaged_bytes_say_what_is_wrong() -> None:
+    whole = build(unary(aten.neg.default, 4)).serialize()
+    for damaged, message in [(b"", "not an engine"), (whole[:-1], "truncated"), (whole[:8] + b"\x09" + whole[9:], "format 9")]:
+        with pytest.raises(EngineFormatError, match=message):
+            backend.load(damaged)
+
+
+def test_a_failure_to_build_names_the_node_and_its_line() -> None:
+    sketch = Sketch()
+    call = sketch.call(aten.digamma.default, sketch.input("x", 3), source="m.py:7")
+    gm = sketch.output(call)
+    with pytest.raises(BuildError, match=r"digamma.* at m\.py:7"):
+        build(gm)

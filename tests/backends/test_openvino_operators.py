@@ -1,0 +1,175 @@
+"""What the OpenVINO backend claims, held to torch's own operator samples: none wrong, none that cannot be built."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.backends import op_samples
+from tests.backends.op_samples import Outcome
+from tests.helpers import Sketch
+from tiacc.backends.base import BuildSpec
+from tiacc.backends.openvino import OpenVINOBackend, lowerings
+from tiacc.backends.openvino.lowering import LOWERINGS, PROMOTED, lower, name_of
+from tiacc.backends.openvino.table import RULES, TABLE
+from tiacc.graph import specs
+from tiacc.graph.specs import Dim
+
+aten = torch.ops.aten
+backend = OpenVINOBackend()
+pytestmark = pytest.mark.skipif(not backend.available(), reason=backend.available().reason)
+
+USUAL = (
+    "add", "mul", "div", "floor_divide", "remainder", "eq", "clamp", "exp", "sqrt", "pow", "where", "masked_fill", "nn.functional.relu",
+    "nn.functional.gelu", "nn.functional.silu", "nn.functional.softplus", "softmax", "sum", "mean", "amax", "argmax", "var", "cumsum",
+    "matmul", "bmm", "addmm", "einsum", "nn.functional.linear", "nn.functional.conv2d", "nn.functional.conv_transpose2d",
+    "nn.functional.batch_norm", "nn.functional.layer_norm", "nn.functional.group_norm", "nn.functional.max_pool2d",
+    "nn.functional.avg_pool2d", "nn.functional.adaptive_avg_pool2d", "nn.functional.interpolate", "nn.functional.grid_sample",
+    "nn.functional.scaled_dot_product_attention", "nn.functional.embedding", "nn.functional.pad", "cat", "stack", "split", "chunk",
+    "reshape", "permute", "expand", "flip", "roll", "gather", "index_select", "__getitem__", "topk", "sort", "tril", "zeros", "arange",
+)  # fmt: skip
+
+
+def sweep(names: Any, dtypes: list[torch.dtype], limit: int, *, variants: bool) -> Outcome:
+    outcome, seen = Outcome(), set[str]()
+    for op in op_samples.operator_database():
+        if (names is not None and op.name not in names) or op.name.startswith("jiterator"):
+            continue
+        for dtype in dtypes:
+            if dtype in op.supported_dtypes("cpu"):
+                for case in op_samples.cases_of(op, dtype, limit, seen):
+                    supported = op_samples.try_case(backend, case, outcome)
+                    if supported and variants:
+                        for other in (op_samples.with_constant_weights(case), op_samples.with_varying_sizes(case)):
+                            if other is not None:
+                                op_samples.try_case(backend, other, outcome)
+    return outcome
+
+
+def test_the_usual_operators_are_right_or_refused() -> None:
+    outcome = sweep(USUAL, [torch.float32, torch.int64], 1, variants=False)
+    assert not outcome.failures, "\n".join(outcome.failures)
+    assert outcome.counts["passed"] >= 60
+    assert len(outcome.overloads) >= 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool], ids=str)
+def test_every_operator_is_right_or_refused(dtype: torch.dtype) -> None:
+    outcome = sweep(None, [dtype], 16 if dtype == torch.float32 else 6, variants=dtype == torch.float32)
+    assert not outcome.failures, "\n".join(outcome.failures[:40])
+    assert outcome.counts["passed"] >= 200
+    assert all(outcome.refusals)
+
+
+def test_the_table_names_real_operators_once() -> None:
+    names = [name for rule in RULES for name in rule.names]
+    assert len(names) == len(set(names)) == len(TABLE) >= 300
+    for name in names:
+        packet, _, overload = name.partition(".")
+        assert overload in getattr(aten, packet).overloads(), name
+
+
+def test_what_is_lowered_is_in_the_table() -> None:
+    assert lowerings.__doc__
+    assert set(LOWERINGS) <= set(TABLE)
+    assert set(PROMOTED) <= set(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("target", "shapes", "args", "reason"),
+    [
+        (aten.avg_pool2d.default, [(1, 2, 8, 8)], ([3, 3], [2, 2], [1, 1], True, True), "ceil_mode"),
+        (aten.round.decimals, [(3,)], (), ""),
+        (aten.cdist.default, [(3, 4), (2, 4)], (1.0, None), "p=1"),
+        (aten.pad.default, [(1, 3, 4, 4)], ([-1, 1, -2, 1], "circular"), "negative"),
+        (aten.remainder.Scalar, [(4,)], (0.3,), "float32 rounds"),
+        (aten.remainder.Scalar, [(4,)], (0.5,), ""),
+        (aten.relu.default, [(0, 3)], (), "empty"),
+        (aten.erfinv.default, [(3,)], (), "no converter for aten.erfinv.default"),
+        (aten.sum.dim_IntList, [()], ([0],), "has none"),
+        (aten.batch_norm.default, [(2, 3, 4)], (None, None, None, None, True, 0.1, 1e-5, True), "training mode"),
+    ],
+    ids=lambda item: str(item).removeprefix("aten.") if isinstance(item, torch._ops.OpOverload) else "",
+)
+def test_near_misses(target: Any, shapes: list[tuple[int, ...]], args: tuple[Any, ...], reason: str) -> None:
+    sketch = Sketch()
+    inputs = [sketch.input(f"x{index}", *shape) for index, shape in enumerate(shapes)]
+    keywords = {"decimals": 2} if target is aten.round.decimals else {}
+    node = sketch.call(target, *inputs, *args, **keywords)
+    sketch.output(node)
+    support = backend.supports(node)
+    assert bool(support) == (reason == "")
+    assert reason in support.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64], ids=str)
+def test_types_that_openvino_lacks_are_refused(dtype: torch.dtype) -> None:
+    sketch = Sketch()
+    node = sketch.call(aten.add.Tensor, sketch.input("x", 3, dtype=dtype), 1)
+    sketch.output(node)
+    assert str(dtype).removeprefix("torch.") in backend.supports(node).reason
+
+
+def test_a_varying_dimension_cannot_be_split() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", Dim("n", 2, 4, 8), 6)
+    along, across = sketch.call(aten.chunk.default, x, 2, 1), sketch.call(aten.unbind.int, sketch.input("y", 3, 4), 0)
+    sketch.output(sketch.call(operator.getitem, along, 0), sketch.call(operator.getitem, across, 0))
+    assert backend.supports(along)
+    assert backend.supports(across)
+
+
+LOWERED: list[tuple[Any, list[tuple[int, ...]], tuple[Any, ...], dict[str, Any]]] = [
+    (aten.softplus.default, [(5, 7)], (3.0, 0.2), {}),
+    (aten.threshold.default, [(5, 7)], (0.1, 9.0), {}),
+    (aten.hardshrink.default, [(5, 7)], (0.4,), {}),
+    (aten.softshrink.default, [(5, 7)], (0.4,), {}),
+    (aten.trunc.default, [(5, 7)], (), {}),
+    (aten.frac.default, [(5, 7)], (), {}),
+    (aten.round.decimals, [(5, 7)], (), {"decimals": 2}),
+    (aten.sinc.default, [(5, 7)], (), {}),
+    (aten.nan_to_num.default, [(5, 7)], (), {}),
+    (aten.addcdiv.default, [(5, 7), (5, 7), (5, 7)], (), {"value": 0.3}),
+    (aten.std.correction, [(5, 7)], ([1],), {"correction": 3}),
+    (aten.var_mean.correction, [(5, 7)], ([0],), {"correction": 2, "keepdim": True}),
+    (aten.any.dims, [(5, 7)], ([0, 1],), {}),
+    (aten.count_nonzero.dim_IntList, [(5, 7)], ([1],), {}),
+    (aten.addbmm.default, [(3, 5), (2, 3, 4), (2, 4, 5)], (), {"beta": 0.5, "alpha": 2}),
+    (aten.addmv.default, [(3,), (3, 4), (4,)], (), {"beta": 0, "alpha": 2}),
+    (aten.addr.default, [(3, 4), (3,), (4,)], (), {"alpha": 3}),
+    (aten.inner.default, [(3, 4), (5, 4)], (), {}),
+    (aten.cosine_similarity.default, [(3, 4), (1, 4)], (1, 1e-8), {}),
+    (aten.pairwise_distance.default, [(3, 4), (3, 4)], (2.0, 1e-6, False), {}),
+    (aten.select_scatter.default, [(3, 4), (3,)], (1, -2), {}),
+    (aten.slice_scatter.default, [(3, 6), (3, 2)], (1, 2, 4), {}),
+    (aten.diff.default, [(3, 6)], (), {}),
+    (aten.tile.default, [(3, 4)], ([2, 1, 2],), {}),
+    (aten._upsample_nearest_exact2d.vec, [(1, 2, 5, 7)], ([8, 3], None), {}),
+]
+
+
+@pytest.mark.parametrize(("target", "shapes", "args", "keywords"), LOWERED, ids=[str(row[0]) for row in LOWERED])
+def test_a_lowering_computes_the_same_in_torch_and_openvino(
+    target: Any, shapes: list[tuple[int, ...]], args: tuple[Any, ...], keywords: dict[str, Any]
+) -> None:
+    sketch = Sketch()
+    inputs = [sketch.input(f"x{index}", *shape) for index, shape in enumerate(shapes)]
+    node = sketch.call(target, *inputs, *args, **keywords)
+    expected = target(*(torch.zeros(shape) for shape in shapes), *args, **keywords)
+    many = isinstance(expected, tuple)
+    gm = sketch.output(*([sketch.call(operator.getitem, node, place) for place in range(len(expected))] if many else [node]))
+    assert name_of(node) in LOWERINGS
+    lowered = lower(gm)
+    assert str(lowered.graph) != str(gm.graph)
+    generator = torch.Generator().manual_seed(3)
+    data = [torch.randn(shape, generator=generator) for shape in shapes]
+    want = list(gm(*data))
+    for got, right in zip(lowered(*data), want):
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)
+    spec = BuildSpec(tuple(sketch.inputs), tuple(specs.spec_of(item) for item in want), torch.device("cpu"))
+    for got, right in zip(backend.build(gm, spec).run(data), want):
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
