@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import table
+from benchmarks.test_latency import THREADS
 from tiacc import environment
 
 HERE = Path(__file__).parent
+
+FLAGS = ("avx", "amx", "fma", "sse4", "f16c", "asimd", "sve", "bf16", "i8mm")
+"""How the names of the instruction sets begin that matter to inference; the others are not recorded."""
 
 
 def git(*args: str) -> str:
@@ -42,17 +46,24 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as directory:
         raw_path = Path(directory, "raw.json")
         code = int(pytest.main(["-q", "-p", "no:cacheprovider", str(HERE), f"--benchmark-json={raw_path}", *arguments]))
+        if not raw_path.exists() or not raw_path.stat().st_size:
+            print("no benchmark ran; nothing is recorded")
+            return code
         raw = json.loads(raw_path.read_text(encoding="utf-8"))
+    software = {item.software: item.version for item in environment.software_environment()}
     hardware = environment.hardware_environment("cpu")
-    commit, date = git("rev-parse", "--short", "HEAD"), datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    now = datetime.datetime.now(datetime.timezone.utc)
+    commit, date = git("rev-parse", "--short", "HEAD"), now.date().isoformat()
     record = {
         "commit": commit,
         "has_uncommitted_changes": is_dirty,
         "date": date,
+        "time": now.time().isoformat("seconds"),
         "cpu": hardware.microarchitecture,
         "cpu_has_bf16": environment.cpu_has_bf16(),
-        "threads": torch.get_num_threads(),
-        "software": {item.software: item.version for item in environment.software_environment()},
+        "cpu_flags": sorted(flag for flag in environment.cpu_flags() if flag.startswith(FLAGS)),
+        "threads": THREADS,
+        "software": {"Python": platform.python_version(), **software},
         "all_passed": code == 0,
         "benchmarks": condensed(raw),
     }

@@ -1,4 +1,4 @@
-"""``docs/performance.md`` from a file of results: ``python -m benchmarks.table benchmarks/results/FILE.json``."""
+"""``docs/performance.md`` from a file of results: ``python -m benchmarks.table [--print] [FILE.json]``; the newest file unless told."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import models
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+RESULTS = Path(__file__).parent / "results"
 
 HEAD = """# Performance
 
@@ -18,7 +19,7 @@ Each figure on this page was written by `python -m benchmarks.table` from `bench
 - commit {commit}{dirty}, {date}
 - CPU: {cpu}; {threads} threads; {bf16}
 - torch {torch}, OpenVINO {openvino}
-
+{failed}
 ## Whole models on the CPU
 
 Median milliseconds a call. The four are timed in turn in one process, so that what else the machine does weighs on all alike: read the
@@ -43,18 +44,39 @@ Nothing on this page was measured on a GPU. TensorRT-RTX engines are built in th
 interpreter; they were not executed.
 """
 
+FAILED = "- **Not all benchmarks of this run passed**: a figure below is beyond the limit that its benchmark holds it to, or is missing.\n"
+
 NO_BF16 = (
     "This CPU does not compute in bfloat16. Asked for level 1, tiacc says so and gives level 0: the column *level 1* shows that, and no "
     "figure of half precision."
 )
 
 
+def newest() -> Path:
+    """Return the newest file of results, by the date and then the time that it was recorded at."""
+    found = sorted(RESULTS.glob("cpu-*.json"), key=lambda path: (load(path)["date"], load(path).get("time", "")))
+    if not found:
+        raise SystemExit("there are no results in benchmarks/results yet; `make bench` records them")
+    return found[-1]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the record in a file of results."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
 def write(path: Path) -> None:
     """Write the page from a file of results."""
-    record = json.loads(path.read_text(encoding="utf-8"))
+    PAGE.write_text(page(path), encoding="utf-8")
+
+
+def page(path: Path) -> str:
+    """Return the page for a file of results."""
+    record = load(path)
     figures = {entry["name"]: entry["figures"] for entry in record["benchmarks"]}
     latencies = [item for name, item in figures.items() if name.startswith("test_latency.py")]
-    page = HEAD.format(
+    return HEAD.format(
         file=path.name,
         commit=record["commit"],
         dirty=" with uncommitted changes" if record["has_uncommitted_changes"] else "",
@@ -67,8 +89,8 @@ def write(path: Path) -> None:
         rows="\n".join(map(_row, latencies)),
         remark="" if record["cpu_has_bf16"] else NO_BF16,
         costs="\n".join(_costs(figures)),
+        failed="" if record["all_passed"] else FAILED,
     )
-    PAGE.write_text(page, encoding="utf-8")
 
 
 def _row(item: dict[str, Any]) -> str:
@@ -91,18 +113,31 @@ def _row(item: dict[str, Any]) -> str:
 
 def _costs(figures: dict[str, dict[str, Any]]) -> list[str]:
     rows = []
-    for name, item in figures.items():
+    for item in figures.values():
         if "import_ms" in item:
             rows.append(f"| `import tiacc` on top of `import torch` | {item['import_ms']:.0f} ms |")
         if "overhead_us" in item:
             rows.append(f"| a call of an engine through `tiacc::run_engine`, over the call itself | {item['overhead_us']:.1f} µs |")
         if "cpu_seconds" in item:
-            rows.append(f"| the lossless passes on a graph of 5,000 nodes | {item['cpu_seconds']:.2f} s of CPU time |")
+            rows.append(f"| all passes of level {item['level']} on a graph of 5,000 nodes | {item['cpu_seconds']:.2f} s of CPU time |")
         if "microseconds_per_node" in item:
-            size = name.split("[")[1].rstrip("]")
-            rows.append(f"| the partitioner, {int(size):,} nodes | {item['microseconds_per_node']:.1f} µs a node |")
+            what = f"the partitioner, {item['nodes']:,} nodes, pattern *{item['pattern']}*"
+            rows.append(f"| {what} | {item['microseconds_per_node']:.1f} µs a node, {item['segments']:,} segments |")
+        if "ratio_per_node" in item:
+            what = f"the partitioner, a node of 20,000 against one of 2,000, pattern *{item['pattern']}*"
+            rows.append(f"| {what} | {item['ratio_per_node']:.2f}× |")
     return rows
 
 
+def main(arguments: list[str]) -> None:
+    """Write the page, or print it."""
+    files = [Path(argument) for argument in arguments if argument != "--print"]
+    path = files[0] if files else newest()
+    if "--print" in arguments:
+        print(page(path), end="")
+    else:
+        write(path)
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    main(sys.argv[1:])

@@ -30,7 +30,7 @@ def openvino_direct(model: torch.jit.ScriptModule, example: torch.Tensor) -> Cal
 
 
 @pytest.mark.parametrize(("name", "batch"), CASES)
-def test_latency(benchmark, name: str, batch: int) -> None:
+def test_latency(benchmark, seconds: float, name: str, batch: int) -> None:
     """Ratios come from calls in turn, and the errors from the model that a load of the saved bytes gives."""
     entry = models.ZOO[name]
     shape = (batch, 3, entry.size, entry.size)
@@ -43,7 +43,7 @@ def test_latency(benchmark, name: str, batch: int) -> None:
         reference = model(x)
     for level in (0, 1):
         optimized, report = tiacc.optimize(
-            model, level, 1, ["*".join(map(str, shape))], num_threads=THREADS, timing_seconds=1, backend="openvino"
+            model, level, 1, ["*".join(map(str, shape))], num_threads=THREADS, timing_seconds=min(1.0, seconds), backend="openvino"
         )
         buffer = io.BytesIO()
         torch.jit.save(optimized, buffer)
@@ -58,7 +58,7 @@ def test_latency(benchmark, name: str, batch: int) -> None:
         calls[f"level{level}"] = lambda loaded=loaded: loaded(x)
         assert error <= (1e-2 if report.achieved_level else 1e-5)
     with torch.no_grad():
-        latencies = dict(zip(calls, measure.latencies(list(calls.values()), torch.device("cpu"), seconds=12)))
+        latencies = dict(zip(calls, measure.latencies(list(calls.values()), torch.device("cpu"), seconds=seconds)))
         for key, latency in latencies.items():
             info[f"{key}_ms"] = latency.p50_ms
             info[f"{key}_p90_ms"] = latency.p90_ms
