@@ -11,12 +11,12 @@ import torch
 from torch import fx
 
 from tests.helpers import Sketch
-from tiacc.backends.base import BuildSpec, Engine, backends
+from tiacc.backends.base import BuildSpec, Engine, Profile, backends
 from tiacc.backends.openvino import OpenVINOBackend, bounds, payload
 from tiacc.backends.openvino.engine import COPIED_BYTES
 from tiacc.errors import BuildError, EngineFormatError, InvalidArgumentError
 from tiacc.graph import specs
-from tiacc.graph.specs import Dim
+from tiacc.graph.specs import Dim, TensorSpec
 
 aten = torch.ops.aten
 backend = OpenVINOBackend()
@@ -142,3 +142,21 @@ def test_a_failure_to_build_names_the_node_and_its_line() -> None:
     gm = sketch.output(call)
     with pytest.raises(BuildError, match=r"digamma.* at m\.py:7"):
         build(gm)
+
+
+def test_several_static_shapes_get_a_model_each_and_the_file_one_set_of_weights() -> None:
+    sketch = Sketch()
+    weight = sketch.constant("w", torch.randn(256, 512))
+    gm = sketch.output(sketch.call(aten.linear.default, sketch.input("x", Dim("b", 2, 4, 8), 512), weight, None))
+    profiles = tuple(Profile(((size, 512),), ((size, 512),), ((size, 512),)) for size in (2, 8))
+    inputs = tuple(specs.spec_of(node.meta["val"]) for node in gm.graph.nodes if node.op == "placeholder")
+    outputs = (TensorSpec((Dim("b", 2, 4, 8), 256), torch.float32),)
+    engine = backend.build(gm, BuildSpec(inputs, outputs, torch.device("cpu"), profiles))
+    whole = engine.serialize()
+    assert len(whole) < 1.05 * 256 * 512 * 4
+    for tried in (engine, backend.load(whole)):
+        assert len(tried._variants) == 1  # type: ignore[attr-defined]  # the second is compiled when it is needed
+        for size in (8, 2, 8):
+            x = torch.randn(size, 512)
+            torch.testing.assert_close(tried.run([x])[0], gm(x)[0], rtol=1e-4, atol=1e-4)
+        assert len(tried._variants) == 2  # type: ignore[attr-defined]

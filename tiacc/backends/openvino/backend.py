@@ -64,6 +64,7 @@ class OpenVINOBackend:
             integer_limits=bounds.input_limits(subgraph),
             precision="f32",
             num_threads=int(spec.options.get("num_threads") or 0),
+            static_shapes=_static_shapes(spec),
         )
         return OpenVINOEngine(conversion.model, header, keep=conversion.function)
 
@@ -88,3 +89,14 @@ class OpenVINOBackend:
                 f"OpenVINO {library.version()} cannot read a model that {header.openvino} wrote "
                 f"({' '.join(str(error).split())[-300:]}); optimize the model again"
             ) from error
+
+
+def _static_shapes(spec: BuildSpec) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Return the shapes that get a model of their own: those of several static profiles.
+
+    A model for every size computes convolutions as fast (0.94 to 0.99 of the time of a static one, MobileNetV3), and short sequences
+    through attention in half as much again (1.49, four layers of width 256 at length 16; 1.00 at length 128).
+    """
+    if len(spec.profiles) < 2 or not all(profile.is_static for profile in spec.profiles):
+        return ()
+    return tuple(dict.fromkeys(profile.opt for profile in spec.profiles))

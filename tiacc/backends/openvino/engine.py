@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
@@ -47,14 +48,10 @@ class OpenVINOEngine:
         self._model = model
         self._header = header
         self._keep = keep
-        try:
-            self._compiled = library.core().compile_model(model, "CPU", _config(header))
-        except RuntimeError as error:
-            raise BuildError(f"OpenVINO {library.version()} cannot compile a subgraph: {' '.join(str(error).split())[-600:]}") from error
-        self._input_dtypes = [spec.dtype for spec in header.inputs]
-        self._output_dtypes = [spec.dtype for spec in header.outputs]
         self._limits = [(index, limit) for index, limit in enumerate(header.integer_limits) if limit]
-        self._idle: deque[_Request] = deque()
+        self._lock = threading.Lock()
+        self._variants: dict[Any, _Variant] = {}
+        self._variant_for(header.static_shapes[0] if header.static_shapes else None)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the outputs. Each call returns tensors of its own; the inputs are only read.
@@ -64,13 +61,19 @@ class OpenVINOEngine:
         """
         for index, limit in self._limits:
             _check_magnitude(inputs[index], index, limit)
-        try:
-            request = self._idle.pop()  # the one used last: its memory is warm
-        except IndexError:
-            request = _Request(self._compiled, self._header.parameters, self._input_dtypes, self._output_dtypes)
-        outputs = request.run(inputs)
-        self._idle.append(request)  # a request that failed is not used again
-        return outputs
+        key = None
+        if self._header.static_shapes:
+            shapes = tuple([tuple(tensor.shape) for tensor in inputs])
+            key = shapes if shapes in self._header.static_shapes else None
+        variant = self._variants.get(key) or self._variant_for(key)
+        return variant.run(inputs)
+
+    def _variant_for(self, shapes: tuple[tuple[int, ...], ...] | None) -> _Variant:
+        """Return the compiled model for inputs of these shapes, or for every shape; it is compiled on its first use."""
+        with self._lock:
+            if shapes not in self._variants:
+                self._variants[shapes] = _Variant(_reshaped(self._model, shapes, self._header), self._header)
+            return self._variants[shapes]
 
     def serialize(self) -> bytes:
         """Return the header, the model and its weights."""
@@ -84,7 +87,8 @@ class OpenVINOEngine:
         """
         native = {dtypes.NAMES[dtype] for dtype in library.native_float_types()}
         counted: Counter[str] = Counter()
-        for node in self._compiled.get_runtime_model().get_ordered_ops():
+        compiled = next(iter(self._variants.values())).compiled
+        for node in compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
             if info["layerType"].astype(str) not in _PASSIVE_LAYERS:
                 name = info["runtimePrecision"].astype(str)
@@ -119,6 +123,37 @@ def _check_magnitude(tensor: torch.Tensor, index: int, limit: int) -> None:
             f"input {index} of an openvino engine holds a value of magnitude {worst}, and OpenVINO computes what follows from it "
             f"exactly up to {limit}; optimize with another backend, or leave the operators that read it out of the engine"
         )
+
+
+def _reshaped(model: Any, shapes: tuple[tuple[int, ...], ...] | None, header: Header) -> Any:
+    if shapes is None:
+        return model
+    fixed = model.clone()  # shares the weights
+    fixed.reshape({place: list(shape) for place, shape in zip(header.parameters, shapes) if place >= 0})
+    return fixed
+
+
+class _Variant:
+    """A compiled model and its idle requests."""
+
+    def __init__(self, model: Any, header: Header) -> None:
+        try:
+            self.compiled = library.core().compile_model(model, "CPU", _config(header))
+        except RuntimeError as error:
+            raise BuildError(f"OpenVINO {library.version()} cannot compile a subgraph: {' '.join(str(error).split())[-600:]}") from error
+        self._parameters = header.parameters
+        self._input_dtypes = [spec.dtype for spec in header.inputs]
+        self._output_dtypes = [spec.dtype for spec in header.outputs]
+        self._idle: deque[_Request] = deque()
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        try:
+            request = self._idle.pop()  # the one used last: its memory is warm
+        except IndexError:
+            request = _Request(self.compiled, self._parameters, self._input_dtypes, self._output_dtypes)
+        outputs = request.run(inputs)
+        self._idle.append(request)  # a request that failed is not used again
+        return outputs
 
 
 class _Request:

@@ -40,6 +40,8 @@ class Header:
         integer_limits: For each input the largest magnitude of its values, 0 where there is no limit.
         precision: The precision hint that it is compiled with.
         num_threads: The threads that it was built for, 0 for as many as torch uses.
+        static_shapes: The sets of input shapes, one shape an input, that get a model of fixed sizes each; none for one model
+            that takes every size.
     """
 
     openvino: str
@@ -49,6 +51,7 @@ class Header:
     integer_limits: tuple[int, ...]
     precision: str
     num_threads: int
+    static_shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
 
 def pack(header: Header, xml: bytes, weights: bytes) -> bytes:
@@ -88,6 +91,7 @@ def unpack(payload: bytes) -> tuple[Header, bytes, memoryview]:
             fields[name] = map(spec_from_json, fields[name])
         for name in ("inputs", "outputs", "parameters", "integer_limits"):
             fields[name] = tuple(fields[name])
+        fields["static_shapes"] = tuple(tuple(map(tuple, shapes)) for shapes in fields.get("static_shapes", ()))
         header = Header(**fields)
         xml = zlib.decompress(payload[text_end:xml_end])
     except (ValueError, TypeError, KeyError, AttributeError, zlib.error) as error:
