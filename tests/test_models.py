@@ -22,6 +22,13 @@ def _whatever_the_clock_says(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _one_thread():
+    """Test processes run side by side, and threads that wait for each other's cores cost more than they gain."""
+    with measure.threads(1):
+        yield
+
+
+@pytest.fixture(autouse=True)
 def _needs_openvino():
     support = base.backends.get("openvino")().available()
     if not support:

@@ -9,6 +9,7 @@ import torch
 
 import tiacc
 from tests import trained_models as trained
+from tiacc import measure
 from tiacc.backends import base
 
 NOTES = torch.tensor([82.41, 110.0, 146.83, 220.0, 329.63, 440.0, 659.26, 880.0])
@@ -26,6 +27,13 @@ def _whatever_the_clock_says(monkeypatch):
     """What is tested is what a model computes: it counts however fast it is, and is timed as briefly as can be."""
     monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
     monkeypatch.setattr("tiacc.measure.MIN_CALLS", 1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Test processes run side by side, and threads that wait for each other's cores cost more than they gain."""
+    with measure.threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")
