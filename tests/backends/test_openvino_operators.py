@@ -56,6 +56,14 @@ def test_the_usual_operators_are_right_or_refused() -> None:
     assert len(outcome.overloads) >= 50
 
 
+def test_half_precision_of_the_usual_operators_is_right_or_refused() -> None:
+    names = ("nn.functional.grid_sample", "nn.functional.conv2d", "softmax", "add", "sum")
+    outcome = sweep(names, [torch.bfloat16, torch.float16], 1, variants=False)
+    assert not outcome.failures, "\n".join(outcome.failures)
+    assert outcome.counts["passed"] >= 8
+    assert any("grid_sampler" in reason for reason in outcome.refusals)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool], ids=str)
 def test_every_operator_is_right_or_refused(dtype: torch.dtype) -> None:

@@ -13,6 +13,7 @@ from tiacc.backends.openvino import bounds, checks
 from tiacc.backends.openvino.rules import BOOL, EVERYTHING, FLOATS, INTEGERS, NUMBERS, Check, Rule
 
 _INT64 = frozenset({torch.int64})
+_FLOAT32 = frozenset({torch.float32})
 
 
 def _rule(
@@ -152,7 +153,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule("resampling", "_upsample_nearest_exact1d.vec _upsample_nearest_exact2d.vec _upsample_nearest_exact3d.vec", FLOATS,
           checks.fixed_shapes),
-    _rule("resampling", "grid_sampler.default grid_sampler_2d.default", FLOATS, checks.grid_sampler),
+    _rule("resampling", "grid_sampler.default grid_sampler_2d.default", _FLOAT32, checks.grid_sampler),
     _rule("resampling", "pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default", EVERYTHING),
     _rule("resampling", "im2col.default", FLOATS),
     # -- shapes ------------------------------------------------------------------------------------------------------------------------
