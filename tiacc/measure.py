@@ -14,6 +14,9 @@ import torch
 from tiacc.errors import AccuracyError
 from tiacc.report import Latency, OutputError
 
+WARM_UP_CALLS = 3
+"""TorchScript compiles in its first two calls; they are never timed."""
+
 MIN_CALLS = 5
 MAX_CALLS = 2000
 STABLE_SPREAD = 0.01
@@ -108,7 +111,8 @@ def largest(errors: Sequence[OutputError]) -> float:
 def latencies(calls: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[Latency]:
     """Time several functions in turn, so that whatever else the machine does weighs on all of them alike.
 
-    They are warmed up, then called one after the other until `seconds` have passed or the medians are stable.
+    They are warmed up, which the budget does not count, then called one after the other until `seconds` have passed or the medians are
+    stable.
 
     Args:
         calls: What to time.
@@ -119,13 +123,11 @@ def latencies(calls: Sequence[Callable[[], Any]], device: torch.device, seconds:
         The latency of each, in milliseconds.
     """
     timer = _time_on_gpu if device.type == "cuda" else _time_on_cpu
-    end = time.perf_counter() + seconds
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
-        for _ in range(3):
+        for _ in range(WARM_UP_CALLS):
             timer(call)
-            if time.perf_counter() > end - seconds / 2:
-                break
+    end = time.perf_counter() + seconds
     for count in range(1, MAX_CALLS + 1):
         for index in range(len(calls)):
             place = (index + count) % len(calls)
