@@ -159,8 +159,10 @@ def _spread(net: Conversion, weight: Value, dilation: Sequence[int]) -> Value:
     if isinstance(value, torch.Tensor):
         spread = value.new_zeros((*maps, *spaced))
         taps: list[Any] = [part for _ in sizes for part in (slice(None), slice(0, 1))]
-        spread[(slice(None), slice(None), *taps)] = value
-        return spread.reshape((*maps, *dense))[(slice(None), slice(None), *map(slice, reach))]
+        placed = (slice(None), slice(None), *taps)
+        kept = (slice(None), slice(None), *map(slice, reach))
+        spread[placed] = value
+        return spread.reshape((*maps, *dense))[kept]
     spread = net.slice(value, [0] * rank, [*maps, *spaced], [1] * rank, mode="FILL", fill=0.0)
     rank = 2 + len(sizes)
     return net.slice(net.reshape(spread, (*maps, *dense)), [0] * rank, [*maps, *reach], [1] * rank)
