@@ -1,0 +1,132 @@
+"""What TorchScript nodes compute with numbers, strings and containers, and with 0-d tensors that stand for numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from tiacc.graph import scalars, torch_compat
+from tiacc.graph.region_builder import UNKNOWN, NumberTensor, RegionBuilder, has_tensors
+from tiacc.graph.storage import CannotImportError, TensorRef
+
+
+class NumberImporter:
+    """Imports computations with numbers into a region.
+
+    Args:
+        builder: The region.
+    """
+
+    def __init__(self, builder: RegionBuilder) -> None:
+        self.builder = builder
+
+    def _import_scalar(self, node: torch_compat.Node, kind: str, args: list[Any]) -> Any:
+        """Import a computation with numbers or containers; `UNKNOWN` when it is one with tensors."""
+        first = args[0] if args else None
+        if kind in scalars.PASSED_THROUGH and not isinstance(first, (TensorRef, NumberTensor)):
+            return first
+        if kind in {"prim::unchecked_cast", "aten::detach"} and isinstance(first, (TensorRef, NumberTensor)):
+            return first
+        if isinstance(first, (list, tuple, dict)) and kind in scalars.CONTAINER_WRITES:
+            if not self.builder.owns(first):
+                raise CannotImportError("it changes a container that other code can see")
+            return self._evaluate(scalars.CONTAINER_WRITES[kind], args)
+        in_container = isinstance(first, (list, tuple, dict, str))
+        if kind in scalars.CONTAINER_READS and (in_container or kind in {"aten::__derive_index", "aten::__range_length"}):
+            if kind == "aten::slice" and not in_container:
+                return UNKNOWN
+            if any(isinstance(arg, fx.Node) for arg in args[1:]):
+                raise CannotImportError("its index depends on the input")
+            return self.builder.own(self._evaluate(scalars.CONTAINER_READS[kind], args))
+        if any(isinstance(arg, NumberTensor) for arg in args):
+            return self._import_number_tensor(node, kind, args)
+        if any(isinstance(arg, TensorRef) for arg in args) or has_tensors(args):
+            if kind in {"aten::__is__", "aten::__isnot__"}:
+                return (args[0] is args[1]) == (kind == "aten::__is__")
+            return UNKNOWN
+        if any(isinstance(arg, fx.Node) for arg in args):
+            return self._import_symbolic(kind, args)
+        if kind in scalars.FOLDED:
+            return self._evaluate(scalars.FOLDED[kind], args)
+        return UNKNOWN
+
+    def _import_symbolic(self, kind: str, args: list[Any]) -> Any:
+        function = scalars.SYMBOLIC.get(kind)
+        if function is None or any(isinstance(arg, (list, tuple)) for arg in args):
+            return UNKNOWN
+        node = self.builder.call(function, *args)
+        value = node.meta["val"]
+        known = torch_compat.decide(value) if isinstance(value, (bool, torch.SymBool)) else value
+        return node if known is None or isinstance(known, (torch.SymInt, torch.SymFloat)) else known
+
+    def _import_number_tensor(self, node: torch_compat.Node, kind: str, args: list[Any]) -> Any:
+        """Compute on the numbers behind 0-d tensors, where the operator is integer arithmetic; `UNKNOWN` otherwise."""
+        numbers = [arg.number if isinstance(arg, NumberTensor) else self._number_behind(arg) for arg in args]
+        if kind in {"aten::Int", "aten::ScalarImplicit", "aten::IntImplicit", "aten::item", "aten::FloatImplicit", "aten::Float"}:
+            wanted = "aten::Float" if kind in {"aten::Float", "aten::FloatImplicit"} else "aten::Int"
+            number = numbers[0]
+            if wanted == "aten::Float" or not _is_integer(number):
+                return self._scalar(wanted, [number])
+            return number
+        if all(isinstance(number, (int, float, str)) or number is None for number in numbers):
+            return self._evaluate_number_tensor(node, args)
+        if kind == "aten::rsub" and len(numbers) == 3:
+            kind, numbers = "aten::sub", [numbers[1], numbers[0], numbers[2]]
+        if kind in {"aten::add", "aten::sub"} and len(numbers) == 3 and numbers.pop() != 1:
+            return UNKNOWN
+        if kind == "aten::div" and len(numbers) == 3:
+            rounding = numbers.pop()
+            if rounding != "floor" and not (rounding == "trunc" and all(map(_is_natural, numbers))):
+                return UNKNOWN
+            kind = "aten::floordiv"
+        arithmetic = {"aten::add", "aten::sub", "aten::mul", "aten::floordiv", "aten::floor_divide", "aten::remainder", "aten::neg"}
+        if kind not in arithmetic or not all(map(_is_integer, numbers)):
+            return UNKNOWN
+        return NumberTensor(self._scalar("aten::floordiv" if kind == "aten::floor_divide" else kind, numbers), torch.int64)
+
+    def _evaluate_number_tensor(self, node: torch_compat.Node, args: list[Any]) -> Any:
+        """Compute an operator on 0-d tensors whose numbers are all known, as torch does; `UNKNOWN` where that gives none."""
+        overload = torch_compat.overload_of(node)
+        if overload is None or torch_compat.written_arguments(overload):
+            return UNKNOWN
+        tensors = [torch.tensor(arg.number, dtype=arg.dtype) if isinstance(arg, NumberTensor) else arg for arg in args]
+        tensors = [self.builder.constant_behind(arg) if isinstance(arg, TensorRef) else arg for arg in tensors]
+        positional, keywords = torch_compat.bind(overload, tensors)
+        result = self._evaluate(lambda: overload(*positional, **keywords), [])
+        if isinstance(result, torch.Tensor) and not result.dim() and not result.is_complex():
+            return NumberTensor(result.item(), result.dtype)
+        return result if isinstance(result, (int, float, bool)) else UNKNOWN
+
+    def _number_behind(self, item: Any) -> Any:
+        """Return the integer that a constant 0-d tensor holds; anything else as it is."""
+        if not isinstance(item, TensorRef) or item.value.dim():
+            return item
+        constant = self.builder.constant_behind(item)
+        return constant.item() if constant is not None and constant.dtype in {torch.int64, torch.int32} else item
+
+    def _scalar(self, kind: str, numbers: list[Any]) -> Any:
+        if any(isinstance(number, fx.Node) for number in numbers):
+            return self._import_symbolic(kind, numbers)
+        return self._evaluate(scalars.FOLDED[kind], numbers)
+
+    def _evaluate(self, function: Any, args: list[Any]) -> Any:
+        try:
+            return function(*args)
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CannotImportError(f"it fails on what is known of its input: {type(error).__name__}: {error}") from error
+
+
+def _is_integer(item: Any) -> bool:
+    if isinstance(item, fx.Node):
+        return isinstance(item.meta["val"], (int, torch.SymInt))
+    return isinstance(item, int)
+
+
+def _is_natural(item: Any) -> bool:
+    """Return whether a number is an integer that is never negative."""
+    if isinstance(item, fx.Node):
+        value = item.meta["val"]
+        return isinstance(value, torch.SymInt) and torch_compat.decide(value >= 0) is True
+    return isinstance(item, int) and item >= 0

@@ -1,0 +1,181 @@
+"""TorchScript modules and their graphs: torch's private names for them."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from tiacc.errors import ImportGraphError
+
+Graph: TypeAlias = Any
+"""A `torch._C.Graph`. torch's own stubs of its intermediate representation lack most of the methods, so these types are aliases."""
+
+Block: TypeAlias = Any
+"""A `torch._C.Block`."""
+
+Node: TypeAlias = Any
+"""A `torch._C.Node`."""
+
+Value: TypeAlias = Any
+"""A `torch._C.Value`."""
+
+Type: TypeAlias = Any
+"""A `torch._C.Type`: the type of a TorchScript value."""
+
+Function: TypeAlias = Any
+"""A `torch.jit.ScriptFunction`."""
+
+
+def frozen_copy(
+    module: torch.jit.ScriptModule, keep_methods: Sequence[str] = ()
+) -> tuple[torch.jit.ScriptModule, tuple[str, ...], tuple[str, ...]]:
+    """Return a copy of a scripted module in evaluation mode, inlined, its parameters turned into constants of its graphs.
+
+    Besides ``forward`` the copy has the methods that ``forward`` does not call. A method that it does call is a part of it: kept as a
+    method of its own as well, it would keep a second copy of its weights in the file; only those in `keep_methods` are.
+
+    Returns:
+        The copy, the names of its methods besides ``forward``, and the names of those left out.
+
+    Raises:
+        ImportGraphError: torch cannot copy or freeze it.
+    """
+    try:
+        duplicate = copy.deepcopy(module)
+        if any(getattr(child, "training", False) for child in duplicate.modules()):  # a frozen module has no such attribute
+            duplicate.eval()
+        helpers = _called_methods(duplicate._c, "forward") - set(keep_methods)
+        others = [name for name in duplicate._c._method_names() if name != "forward" and not name.startswith("__")]
+        kept = [name for name in others if name not in helpers]
+        frozen = torch._C._freeze_module(duplicate._c, kept, True, False)
+    except RuntimeError as error:
+        raise ImportGraphError(f"torch cannot freeze the model: {str(error).splitlines()[0]}") from error
+    dropped = tuple(name for name in others if name in helpers and not name.startswith("_"))
+    return torch.jit._recursive.wrap_cpp_module(frozen), tuple(kept), dropped
+
+
+def _called_methods(module: torch._C.ScriptModule, method: str) -> set[str]:
+    """Return the methods of a module that one of its methods calls on it, directly or through others."""
+    found: set[str] = set()
+    pending = [method]
+    while pending:
+        graph: Graph = module._get_method(pending.pop()).graph
+        own = next(iter(graph.inputs())).unique()
+        for node in graph.findAllNodes("prim::CallMethod"):
+            name = node.s("name")
+            if next(iter(node.inputs())).unique() == own and name not in found:
+                found.add(name)
+                pending.append(name)
+    return found
+
+
+def forward_graph(module: torch.jit.ScriptModule) -> Graph:
+    """Return the live graph of ``forward``: an edit of it is an edit of the module."""
+    return module._c._get_method("forward").graph
+
+
+def forward_arguments(module: torch.jit.ScriptModule) -> list[torch._C.Argument]:
+    """Return the arguments of ``forward`` as its schema has them, without ``self``."""
+    return list(module._c._get_method("forward").schema.arguments)[1:]
+
+
+_TORCH_FOLDER = str(Path(torch.__file__).parent)
+
+_PLACES = (
+    re.compile(r'File "([^"]+)", line (\d+)'),  # a scripted module
+    re.compile(r"^(\S.*?)\((\d+)\): ", re.MULTILINE),  # a traced module: the Python stack, innermost first
+    re.compile(r'^([^\s:"]+\.py):(\d+)', re.MULTILINE),  # a module loaded from a file
+)
+
+
+def source_of(node: Node) -> str:
+    """Return ``FILE:LINE`` of the source of a TorchScript node, the first outside of torch itself; an empty string if unknown."""
+    text = node.sourceRange()
+    for pattern in _PLACES:
+        places = pattern.findall(text)
+        if places:
+            file, line = next((place for place in places if not place[0].startswith(_TORCH_FOLDER)), places[0])
+            return f"{file}:{line}"
+    return ""
+
+
+def constant_of(value: Value) -> Any:
+    """Return what a ``prim::Constant`` holds; tensors are detached."""
+    item = value.toIValue()
+    return item.detach() if isinstance(item, torch.Tensor) else item
+
+
+def splice_branch(node: Node, taken: int) -> list[Node]:
+    """Replace a ``prim::If`` by the nodes of one of its blocks; return these in order."""
+    block = list(node.blocks())[taken]
+    inner = list(block.nodes())
+    for moved in inner:
+        moved.moveBefore(node)
+    for value, result in zip(node.outputs(), block.outputs()):
+        value.replaceAllUsesWith(result)
+    node.destroy()
+    return inner
+
+
+class Aliases:
+    """Which values of a TorchScript graph may share memory; computed on first use."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._names: dict[int, frozenset[int]] = {}
+        self._database: Any = None
+
+    def _load(self) -> Any:
+        if self._database is None:
+            self._database = self._graph.alias_db()
+        return self._database
+
+    def has_writers(self, value: Value) -> bool:
+        """Return whether some node may write into the memory of `value`."""
+        return bool(self._load().has_writers(value))
+
+    def of(self, value: Value) -> frozenset[int]:
+        """Return the unique numbers of the values that may share memory with `value`, itself included."""
+        name = value.unique()
+        if name not in self._names:
+            database = self._load()
+            self._names[name] = frozenset(
+                other.unique() for other in _tensor_values(self._graph) if database.may_contain_alias(value, other)
+            ) | {name}
+        return self._names[name]
+
+
+def _tensor_values(graph: Graph) -> list[Value]:
+    values = list(graph.inputs())
+    blocks = [graph.return_node().owningBlock()]
+    while blocks:
+        block = blocks.pop()
+        for node in block.nodes():
+            if node.kind() != "prim::Constant":
+                values.extend(node.outputs())
+            for inner in node.blocks():
+                values.extend(inner.inputs())
+                blocks.append(inner)
+    return values
+
+
+_RESHAPING_WRITES = frozenset(
+    f"aten::{name}_"
+    for name in ("resize", "resize_as", "set", "t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze", "as_strided")
+)
+
+
+def reshaped_values(node: Node) -> list[Value]:
+    """Return the values whose shape a node changes in place."""
+    return [next(iter(node.inputs()))] if node.kind() in _RESHAPING_WRITES else []
+
+
+def function_of(graph: Graph) -> Function:
+    """Return a function whose code is `graph`."""
+    torch._C._jit_pass_lint(graph)
+    return torch._C._create_function_from_graph("forward", graph)

@@ -1,0 +1,166 @@
+"""Symbolic sizes and fake tensors: torch's private names for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import sympy
+import torch
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StrictMinMaxConstraint
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+
+class SymbolBounds(NamedTuple):
+    """The range of a symbolic size, in elements."""
+
+    expression: str
+    min: int
+    opt: int
+    max: int
+
+
+UNBOUNDED = 2**31 - 1
+"""The largest size that a dimension without an upper bound is taken to have."""
+
+
+class _Declared(NamedTuple):
+    """What a symbol was made with."""
+
+    range: Any
+    opt: int
+
+
+def new_symbol(env: ShapeEnv, name: str, low: int, opt: int, high: int) -> torch.SymInt:
+    """Return a new symbolic size between `low` and `high`, usually `opt`; `name` appears in messages.
+
+    torch is told neither the range nor a hint of 1: it would take a size that is 1 in the example for one that is always 1, and
+    narrow ``1..2`` by a guard ``size > 1``, which binds nobody, to the constant 2.
+    """
+    source = ConstantSource(name)
+    hint = opt if opt > 1 else max(high, 2)
+    symbol = env.create_symbol(
+        hint,
+        source,
+        dynamic_dim=DimDynamic.DYNAMIC,
+        constraint_dim=StrictMinMaxConstraint(vr=ValueRanges(0, UNBOUNDED), warn_only=False),
+        do_not_specialize_zero_one=True,
+    )
+    env.var_to_range[symbol] = ValueRanges(0, UNBOUNDED)
+    _declared(env)[symbol] = _Declared(ValueRanges(low, high), opt)
+    return env.create_symintnode(symbol, hint=hint, source=source)  # type: ignore[return-value]
+
+
+def _declared(env: ShapeEnv) -> dict[sympy.Symbol, _Declared]:
+    """Return what the symbols of an environment were made with."""
+    return env.__dict__.setdefault("_tiacc_declared", {})  # type: ignore[no-any-return]
+
+
+def _declared_ranges(env: ShapeEnv) -> dict[sympy.Symbol, Any]:
+    return {symbol: declared.range for symbol, declared in _declared(env).items()}
+
+
+def symbol_bounds(size: torch.SymInt) -> SymbolBounds:
+    """Return what is known of a symbolic size."""
+    node: Any = size.node
+    expression = node.expr
+    bounds = bound_sympy(expression, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
+    low = max(0, int(bounds.lower)) if bounds.lower.is_finite else 0
+    high = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < UNBOUNDED else UNBOUNDED
+    opts = {symbol: declared.opt for symbol, declared in _declared(node.shape_env).items()}
+    opt = expression.subs(opts)
+    return SymbolBounds(str(expression), low, int(opt) if opt.is_number else int(node.hint), high)
+
+
+def limits_of(number: int | torch.SymInt) -> tuple[int, int]:
+    """Return the smallest and the largest value of arithmetic on sizes, which may be negative; `UNBOUNDED` stands for no limit."""
+    if isinstance(number, int):
+        return number, number
+    node: Any = number.node
+    found = bound_sympy(node.expr, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
+    low = int(found.lower) if found.lower.is_finite and found.lower > -UNBOUNDED else -UNBOUNDED
+    return low, int(found.upper) if found.upper.is_finite and found.upper < UNBOUNDED else UNBOUNDED
+
+
+def evaluate_size(size: int | torch.SymInt, symbols: dict[str, int]) -> int:
+    """Return the number that a symbolic size is when the symbols of its expression have the given values."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs({symbol: symbols[str(symbol)] for symbol in expression.free_symbols}))
+
+
+def free_symbols(size: int | torch.SymInt) -> frozenset[str]:
+    """Return the names of the symbols in the expression of a size."""
+    if isinstance(size, int):
+        return frozenset()
+    return frozenset(str(symbol) for symbol in size.node.expr.free_symbols)
+
+
+def decide(condition: bool | torch.SymBool) -> bool | None:
+    """Return whether a condition on sizes holds for every size declared, or None when that depends on the size."""
+    if isinstance(condition, bool):
+        return condition
+    node: Any = condition.node
+    bounds = bound_sympy(node.expr, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
+    return bool(bounds.lower) if bounds.lower == bounds.upper else None
+
+
+def same_size(first: int | torch.SymInt, second: int | torch.SymInt) -> bool:
+    """Return whether two sizes are the same number or the same expression; adds no guard."""
+    if isinstance(first, int) or isinstance(second, int):
+        return isinstance(first, int) and isinstance(second, int) and first == second
+    return bool(first.node.expr == second.node.expr)
+
+
+def fixed_symbols_of(mode: FakeTensorMode) -> dict[str, int]:
+    """Return the symbols of a fake mode that some operator turned out to need at one size, each with that size."""
+    assert mode.shape_env is not None
+    return fixed_symbols(mode.shape_env) if mode.shape_env.replacements else {}
+
+
+def fixed_symbols(env: ShapeEnv) -> dict[str, int]:
+    """Return the symbols that some operator turned out to need at one size, each with that size."""
+    return {str(symbol): int(value) for symbol, value in env.replacements.items() if isinstance(value, sympy.Integer)}
+
+
+def fake_constant(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a fake tensor of the static shape, strides and dtype of a real one, without copying data."""
+    return mode.from_tensor(tensor.detach(), static_shapes=True)
+
+
+def fake_as(mode: FakeTensorMode, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a fake tensor like another but for its dtype, many times faster than by converting it."""
+    elements = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta")
+    return FakeTensor(mode, elements, tensor.device)
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is one without data."""
+    return isinstance(tensor, FakeTensor)
+
+
+def new_shape_env() -> ShapeEnv:
+    """Return an environment for symbolic sizes in which a size that depends on data is an error."""
+    return ShapeEnv(
+        specialize_zero_one=False,
+        duck_shape=False,
+        allow_scalar_outputs=False,
+        allow_dynamic_output_shape_ops=False,
+    )
+
+
+@contextmanager
+def inference(mode: FakeTensorMode) -> Iterator[None]:
+    """Infer shapes inside. Where sizes are symbolic, torch's Python kernels come first: those in C++ fix some of the sizes."""
+    assert mode.shape_env is not None
+    with mode, torch.no_grad():
+        if _declared(mode.shape_env):
+            with enable_python_dispatcher():
+                yield
+        else:
+            yield
