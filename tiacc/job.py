@@ -340,6 +340,8 @@ def plan_of(
         workspace_bytes=settings.workspace_bytes,
         build_options={
             "num_threads": settings.num_threads or torch.get_num_threads(),
+            "tuning_seconds": settings.tuning_seconds,
+            **({"cache_dir": settings.cache_dir} if settings.cache_dir else {}),
             **({"tf32": _torch_uses_tf32()} if device.type == "cuda" else {}),
             **({"target": settings.target} if settings.target else {}),
         },

@@ -51,7 +51,9 @@ class BuildSpec:
         profiles: The shape sets to build for. Each is a ``(min, opt, max)`` of one shape per input, in elements. One
             profile whose three are equal is a static engine; several static ones are a set of alternatives.
         workspace_bytes: The most scratch memory that the engine may use.
-        options: The user's options for this backend.
+        options: The user's options, those that backends take: ``num_threads``, ``tuning_seconds``, ``cache_dir`` and ``target`` where
+            they are given, and on a GPU ``tf32``: whether torch's flags let the products of convolutions and of matrices both be
+            computed with TensorFloat-32 inputs.
     """
 
     inputs: tuple[TensorSpec, ...]

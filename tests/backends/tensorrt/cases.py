@@ -48,12 +48,13 @@ def case(op: Any, *args: Any, **kwargs: Any) -> Case:
 
 
 @cache
-def _modules() -> tuple[str, ...]:
+def modules() -> tuple[str, ...]:
+    """Return the names of the test modules of this package."""
     return tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name.startswith("test_"))
 
 
 def all_cases() -> Iterator[Case]:
     """Yield the cases of all test modules of this package."""
-    for name in _modules():
+    for name in modules():
         module = importlib.import_module(f"tests.backends.tensorrt.{name}")
         yield from getattr(module, "CASES", ())

@@ -19,6 +19,7 @@ from tiacc.graph.specs import Dim, TensorSpec
 
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 
+
 def words(text: str) -> list[str]:
     """Return the words of a text."""
     return text.split()
@@ -189,3 +190,9 @@ def check_dynamic(
     """
     gm, inputs = one_node(op, *args)
     return check_graph(gm, inputs, dynamic=dynamic, others=others, compile=compile)
+
+
+def check_varying(function: Callable[[Any], Any]) -> builder.NetworkDefinition:
+    """Check a function of one tensor ``(N, 3, L)`` with N and L that vary, at three sizes; it must compile too."""
+    others = [[torch.randn(1, 3, 4)], [torch.randn(4, 3, 9)]]
+    return check_graph(graph_of(function, 1), [torch.randn(2, 3, 6)], dynamic=[(0, 2)], others=others, compile=True)

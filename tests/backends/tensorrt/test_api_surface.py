@@ -30,13 +30,13 @@ _BUILDING = {
     "network": "INetworkDefinition",
     "tensor": "ITensor",
     "profile_item": "IOptimizationProfile",
-    "_cache": "ITimingCache",
 }
 _OWNERS: dict[str, dict[str, str]] = {
     "builder.py": _BUILDING,
     "conversion.py": _BUILDING,
     "execution.py": {"native": "IExecutionContext", "_engine": "ICudaEngine", "_runtime": "Runtime", "config": "IRuntimeConfig"},
     "runtime_cache.py": {"config": "IRuntimeConfig", "_native": "IRuntimeCache", "native": "IRuntimeCache"},
+    "timing_cache.py": {"config": "IBuilderConfig", "_native": "ITimingCache"},
 }
 """By file, the class of the objects that go by these names."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,18 +92,6 @@ def test_targets_need_rtx() -> None:
     definition = build_network(native, gm, [_X])
     with pytest.raises(BuildError, match="backend='tensorrt_rtx'"):
         build_plan(definition, (), 1 << 28, BuildOptions(target=("sm86",)))
-
-
-def test_timings_are_kept_where_the_library_has_them(tmp_path: Path) -> None:
-    gm = _conv_net()
-    specs.propagate(gm, [_X])
-    module = load_flavour("tensorrt_rtx").module  # which has the calls, and keeps nothing
-    for library, version, kept in (("tensorrt", (11, 0, 0), ["tensorrt-11.0.0.timings"]), ("tensorrt_rtx", (1, 7, 1), [])):
-        folder = tmp_path / library
-        for _ in range(2):
-            definition = build_network(Flavour(library, version, module), gm, [_X])
-            build_plan(definition, (), 1 << 28, BuildOptions(cache_dir=folder))
-        assert [file.name for file in folder.glob("*")] == kept
 
 
 # -- Turing -----------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,18 @@ import torch
 from torch import fx
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx
+from tests.backends.tensorrt.harness import (
+    check,
+    check_graph,
+    check_varying,
+    interpret,
+    needs_rtx,
+    network_of,
+    one_node,
+    rejection,
+    spec_of,
+)
+from tiacc.graph import specs
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -73,6 +84,23 @@ def test_known_numbers_become_constants(op: Any, args: tuple[Any, ...], kwargs: 
     check_graph(fx.GraphModule(torch.nn.Module(), graph), [torch.randn(2)])
 
 
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        (aten.empty.memory_format, ([2, 3],)),
+        (aten.empty_like.default, (_X,)),
+        (aten.new_empty.default, (_X, [2, 3])),
+    ],
+    ids=str,
+)
+def test_what_has_no_values_has_a_shape(op: Any, args: tuple[Any, ...]) -> None:
+    gm, inputs = one_node(op, *args, dtype=torch.float16)
+    specs.propagate(gm, [spec_of(tensor) for tensor in inputs])
+    assert rejection(gm) == ""
+    (result,) = interpret(network_of(gm, [spec_of(tensor) for tensor in inputs]), inputs)
+    assert (result.dtype, result.shape) == (torch.float16, op(*args).shape)
+
+
 @pytest.mark.parametrize("item", CASES, ids=str)
 def test_matches_eager(item: Case) -> None:
     check(item.op, *item.args, **item.kwargs)
@@ -80,5 +108,4 @@ def test_matches_eager(item: Case) -> None:
 
 @pytest.mark.parametrize("function", DYNAMIC.values(), ids=DYNAMIC.keys())
 def test_dynamic_sizes(function: Callable[[Any], Any]) -> None:
-    others = [[torch.randn(1, 3, 4)], [torch.randn(4, 3, 9)]]
-    check_graph(graph_of(function, 1), [torch.randn(2, 3, 6)], dynamic=[(0, 2)], others=others, compile=True)
+    check_varying(function)

@@ -44,6 +44,20 @@ def test_bags(op: Any, args: tuple[Any, ...]) -> None:
     check_graph(gm, inputs, compile=True)
 
 
+def test_bags_without_a_padding_index() -> None:
+    def function(table: Any, rows: Any, offsets: Any) -> Any:
+        return aten.embedding_bag.padding_idx(table, rows, offsets, False, 0, False, None, False, None)[0]
+
+    gm = graph_of(lambda table, rows: function(table, rows, table), 2)
+    table, rows, offsets = _BAGS[0][:3]
+    gm.register_buffer("offsets", offsets.detach())
+    bag = next(node for node in gm.graph.nodes if node.target is aten.embedding_bag.padding_idx)
+    with gm.graph.inserting_before(bag):
+        bag.update_arg(2, gm.graph.get_attr("offsets"))
+    gm.recompile()
+    check_graph(gm, [table, rows])
+
+
 def test_dynamic_sizes() -> None:
     others = [[_TABLE, torch.randint(0, 10, (1, 5))]]
     graph = graph_of(lambda table, index: aten.embedding.default(table, index), 2)

@@ -36,6 +36,7 @@ CASES = [
     case(aten.index.Tensor, _X, [Parameter(_P, requires_grad=False), None, _Q.int()]),
     case(aten.index.Tensor_hacked_twin, _X, [_P, _P]),
     case(aten._unsafe_index.Tensor, _X, [None, _P, _P]),
+    case(aten._unsafe_index.Tensor_hacked_twin, _X, [_P, _P]),
     case(aten.one_hot.default, torch.randint(0, 4, (2, 3)), 4),
     *(case(aten.bucketize.Tensor, torch.tensor([-2.0, 0.0, 1.5, 9.0, float("nan")]), _SORTED, right=right) for right in (False, True)),
     case(aten.bucketize.Scalar, 0.0, _SORTED, out_int32=True),

@@ -51,6 +51,7 @@ CASES = [
     case(aten.upsample_bilinear2d.default, _Y, [9, 11], False, 1.85, 1.6),
     case(aten.upsample_nearest2d.default, _Y, [9, 11], 1.85, 1.6),
     *(case(packet.default, _Y, [3, 4], aligned) for packet in _ANTIALIASED for aligned in (False, True)),
+    *(case(packet.vec, _Y, None, False, [0.6, 0.5]) for packet in _ANTIALIASED),
     case(aten.upsample_bilinear2d.default, _Y.half(), [10, 14], False),
 ]
 

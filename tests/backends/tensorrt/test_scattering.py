@@ -53,6 +53,7 @@ CASES = [
     case(aten.index_put.default, _X, [_MASK], torch.randn(1, 6)),
     case(aten.index_put.hacked_twin, _X, [_P], torch.randn(3, 5, 6)),
     case(aten._unsafe_index_put.default, _X, [_P], torch.randn(3, 5, 6)),
+    case(aten._unsafe_index_put.hacked_twin, _X, [_P], torch.randn(3, 5, 6)),
     case(aten.put.default, _X, torch.tensor([0, 7]), torch.randn(2)),
     case(aten.put.default, _X, torch.tensor([7, 7, 0]), torch.randn(3), True),
 ]

@@ -30,6 +30,7 @@ CASES = [
             aten.clone.default,
             aten.alias.default,
             aten.detach.default,
+            aten.lift.default,
             aten.lift_fresh.default,
             aten.resolve_conj.default,
             aten.resolve_neg.default,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, refused
+from tests.backends.tensorrt.harness import check, check_varying, needs_rtx, refused
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -45,8 +45,7 @@ def test_matches_eager(item: Case) -> None:
 
 @pytest.mark.parametrize("function", DYNAMIC.values(), ids=DYNAMIC.keys())
 def test_dynamic_sizes(function: Callable[[Any], Any]) -> None:
-    others = [[torch.randn(1, 3, 4)], [torch.randn(4, 3, 9)]]
-    check_graph(graph_of(function, 1), [torch.randn(2, 3, 6)], dynamic=[(0, 2)], others=others, compile=True)
+    check_varying(function)
 
 
 def test_more_elements_than_the_layer_finds_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -21,6 +20,7 @@ from tiacc.backends.tensorrt.call import Call
 from tiacc.backends.tensorrt.conversion import Conversion
 from tiacc.backends.tensorrt.flavours import TARGETS, Flavour
 from tiacc.backends.tensorrt.layers import Messages
+from tiacc.backends.tensorrt.timing_cache import TimingCache
 from tiacc.errors import BuildError, InvalidArgumentError
 from tiacc.graph.specs import TensorSpec
 
@@ -36,9 +36,10 @@ class BuildOptions:
         target: GPU generations to build for, such as ``("sm86", "sm89")``; none for the GPU of this machine, or with RTX for
             Ampere and later.
         neutral_names: Name layers by number. A plan holds the names of layers in clear text.
-        tf32: Let float32 products be computed with TF32 inputs.
+        tf32: Let float32 products be computed with TF32 inputs. TensorRT has one switch where torch has two, for convolutions and for
+            matrices; `optimize` sets it where torch lets both.
         optimization_level: TensorRT's effort, 0 to 5; None for its default.
-        cache_dir: Where timings are kept between builds, one file a version of the library; None: they are not kept.
+        cache_dir: Where timings are kept between builds (`timing_cache`); None: they are not kept.
         progress: Is told phases and seconds.
         cancel: Is asked whether to give up; it is called often.
     """
@@ -174,7 +175,7 @@ def build_plan(definition: NetworkDefinition, profiles: Sequence[Profile], works
         for index, name in enumerate(options.target):
             config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)
     _add_profiles(definition, config, profiles)
-    timings = _TimingCache(flavour, config, options.cache_dir)
+    timings = TimingCache.of(flavour, config, options.cache_dir)
     start = time.perf_counter()
     with _interrupts() as is_interrupted:
         monitor = _monitor(flavour, options, is_interrupted, start)
@@ -188,26 +189,9 @@ def build_plan(definition: NetworkDefinition, profiles: Sequence[Profile], works
             raise BuildError("the build was cancelled")
         reason = messages.last_error or "it gives no reason"
         raise BuildError(f"{flavour.name} {flavour.version_text} cannot build the engine: {reason}")
-    timings.save()
+    if timings is not None:
+        timings.save()
     return Plan(bytes(plan), time.perf_counter() - start, tuple(messages.warnings))
-
-
-class _TimingCache:
-    """What TensorRT measured of its kernels, kept in a file between builds. RTX, which measures when it runs, has none."""
-
-    def __init__(self, flavour: Flavour, config: Any, folder: Path | None) -> None:
-        self._file = folder / f"{flavour.name}-{flavour.version_text}.timings" if folder and flavour.has("timing_cache") else None
-        if self._file is not None:
-            self._cache = config.create_timing_cache(self._file.read_bytes() if self._file.is_file() else b"")
-            config.set_timing_cache(self._cache, True)
-
-    def save(self) -> None:
-        """Write the file, whole or not at all."""
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            part = self._file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
-            part.write_bytes(bytes(self._cache.serialize()))
-            part.replace(self._file)
 
 
 def _add_profiles(definition: NetworkDefinition, config: Any, profiles: Sequence[Profile]) -> None:

@@ -11,7 +11,7 @@ from torch import fx
 
 from tiacc.backends.tensorrt.call import Call
 from tiacc.backends.tensorrt.emptiness import empty_results
-from tiacc.backends.tensorrt.layers import Tensor
+from tiacc.backends.tensorrt.layers import CARRIERS, Tensor
 from tiacc.backends.tensorrt.shaping import Shaping, Value
 from tiacc.backends.tensorrt.sizes import Number, Scalar, Size, is_static
 from tiacc.graph import specs
@@ -196,7 +196,7 @@ class Conversion(Shaping):
 
     def _output(self, index: int, node: fx.Node) -> str:
         self._node = node
-        tensor = self.tensor(self._env[node], node.meta["val"].dtype)
+        tensor: Tensor = self.cast(self.tensor(self._env[node]), node.meta["val"].dtype)
         if tensor.is_network_input or tensor.is_network_output or node.op == "get_attr":
             tensor = self.identity(tensor)
         tensor.name = f"output_{index}"
@@ -220,7 +220,7 @@ class Conversion(Shaping):
         fits = len(shape) == fake.dim() and all(
             a == b or a < 0 for a, b in zip(shape, fake.shape) if isinstance(b, int)
         )
-        if dtype != fake.dtype or not fits:
+        if dtype not in (fake.dtype, CARRIERS.get(fake.dtype)) or not fits:
             raise self.error(f"its converter made {dtype} of shape {shape} where the graph has {specs.spec_of(fake)}")
         if not is_known:
             self.remember(value, fake)

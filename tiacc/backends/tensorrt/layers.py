@@ -19,7 +19,10 @@ from tiacc.graph.specs import where
 Tensor: TypeAlias = Any
 """An ``ITensor`` of the network."""
 
-_CONSTANT_DTYPE = {torch.float64: torch.float32, torch.int16: torch.int32, torch.uint8: torch.int32}
+CARRIERS = {torch.uint8: torch.int32}
+"""What holds the values of a type that TensorRT has for inputs and outputs of a network, and not within it."""
+
+_CONSTANT_DTYPE = {torch.float64: torch.float32, torch.int16: torch.int32, **CARRIERS}
 _SMALL = 64  # elements; equal constants up to this size share one layer
 
 

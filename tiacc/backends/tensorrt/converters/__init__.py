@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from tiacc.backends.base import SUPPORTED, Support
+from tiacc.backends.partitioner import numbers_of
 from tiacc.backends.tensorrt.call import Call, NodeView
 from tiacc.graph import specs
 
@@ -31,6 +32,7 @@ FLOATS: frozenset[torch.dtype] = frozenset({torch.float32, torch.float16, torch.
 INTEGERS: frozenset[torch.dtype] = frozenset({torch.int32, torch.int64})
 NUMBERS: frozenset[torch.dtype] = FLOATS | INTEGERS
 ALL: frozenset[torch.dtype] = NUMBERS | {torch.bool}
+BYTES: frozenset[torch.dtype] = frozenset({torch.uint8, torch.int8})
 
 Check = Callable[[NodeView], Support]
 Convert = Callable[[Call], Any]
@@ -113,7 +115,7 @@ def supports(node: fx.Node, has: Callable[[str], bool] = lambda capability: True
         return Support(False, f"no converter for {node.target}")
     if converter.needs and not has(converter.needs):
         return Support(False, f"{node.target} needs the layer {converter.needs!r}, which this TensorRT does not have")
-    for reason in (*_type_problems(node, converter), *_symbol_problems(node, converter)):
+    for reason in (*_type_problems(node, converter), *_symbol_problems(node, converter), *_size_problems(node)):
         return Support(False, reason)
     return converter.check(NodeView(node)) if converter.check is not None else SUPPORTED
 
@@ -131,6 +133,15 @@ def _type_problems(node: fx.Node, converter: Converter) -> Iterator[str]:
             is_wide_number = source.op == "get_attr" and fake.dim() == 0 and fake.dtype == torch.float64
             if not is_wide_number or torch.float32 not in converter.dtypes:
                 yield from _tensor_problems(f"input {source.name}", fake, converter.dtypes)
+
+
+def _size_problems(node: fx.Node) -> Iterator[str]:
+    """Yield what hinders the sizes that a node takes: the tensors that they are sizes of become inputs of the network too."""
+    for number in numbers_of([node]):
+        for source in filter(specs.is_tensor, number.all_input_nodes):
+            dtype = source.meta["val"].dtype
+            if dtype not in ALL | BYTES:
+                yield f"it takes a size of {source.name}, which is {str(dtype).removeprefix('torch.')}"
 
 
 def _tensor_problems(what: str, fake: torch.Tensor, dtypes: Collection[torch.dtype]) -> Iterator[str]:

@@ -225,7 +225,8 @@ def glu(call: Call) -> Value:
 
 
 def _softmax_check(view: NodeView) -> Support:
-    return SUPPORTED if view.dtype in FLOATS else Support(False, f"its result is {str(view.dtype).removeprefix('torch.')}")
+    dtype = str(view.dtype).removeprefix("torch.")
+    return SUPPORTED if view.dtype in FLOATS else Support(False, f"its result is {dtype}, not floating-point")
 
 
 def softmax_of(net: Conversion, value: Tensor, axis: int) -> Tensor:

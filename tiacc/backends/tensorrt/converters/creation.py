@@ -10,14 +10,14 @@ import torch
 
 from tiacc.backends.base import SUPPORTED, Support
 from tiacc.backends.tensorrt.call import Call, NodeView
-from tiacc.backends.tensorrt.converters import ALL, FLOATS, INTEGERS, converts
+from tiacc.backends.tensorrt.converters import ALL, BYTES, FLOATS, INTEGERS, converts
 from tiacc.backends.tensorrt.extents import counting, fixed, result_sizes
 from tiacc.backends.tensorrt.shaping import Value
 from tiacc.backends.tensorrt.sizes import Number, Size, is_static
 
 aten = torch.ops.aten
 
-ANY = ALL | {torch.uint8, torch.float64, torch.int8, torch.int16}
+ANY = ALL | BYTES
 """The types that a tensor may have of which only the shape is read."""
 
 

@@ -38,7 +38,7 @@ def _keeps(call: Call) -> bool:
 
 def _is_floating(view: NodeView) -> Support:
     dtype = view.dtype
-    return SUPPORTED if dtype in FLOATS else Support(False, f"its result is {str(dtype).removeprefix('torch.')}")
+    return SUPPORTED if dtype in FLOATS else Support(False, f"its result is {str(dtype).removeprefix('torch.')}, not floating-point")
 
 
 # -- sums -------------------------------------------------------------------------------------------------------------------------
