@@ -20,11 +20,13 @@ class Registry(Generic[T]):
     Args:
         kind: What the table holds, in the singular, as error messages name it: ``"pass"``.
         group: The entry-point group, ``"tiacc.passes"``.
+        convert: Makes what the table holds of what an entry point names; raises where it cannot.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, convert: Callable[[Any], T] | None = None) -> None:
         self.kind = kind
         self.group = group
+        self._convert = convert
         self._items: dict[str, T] = {}
         self._is_loaded = False
         self._failures: dict[str, str] = {}
@@ -90,6 +92,8 @@ class Registry(Generic[T]):
                 continue
             try:
                 item = point.load()
+                if self._convert is not None:
+                    item = self._convert(item)
             except Exception as error:  # noqa: BLE001 - a broken plugin must not break tiacc; get() reports it by name
                 self._failures[point.name] = f"{type(error).__name__}: {error}"
                 continue

@@ -110,7 +110,7 @@ def infer_call(mode: FakeTensorMode, node: fx.Node) -> Any:
     try:
         with torch_compat.inference(mode):
             value = SHAPE_RULES.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
-    except Exception as error:
+    except Exception as error:  # operators raise RuntimeError, TypeError, IndexError and others
         raise ImportGraphError(
             f"the shape of {node.name} = {node.target} cannot be inferred{where(node)}: {type(error).__name__}: {error}"
         ) from error

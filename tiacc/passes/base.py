@@ -12,22 +12,22 @@ The smallest pass is three lines round a function that does the work; `tiacc.pas
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import typing
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar, final
 
 import torch
 from torch import fx
 
-from tiacc.errors import PassError, PostconditionError, PreconditionError, TiaccError
+from tiacc.errors import InvalidArgumentError, PassError, PostconditionError, PreconditionError, TiaccError
 from tiacc.graph import specs
 from tiacc.passes import option_text
 from tiacc.registry import Registry
 
-P = TypeVar("P", bound="type[Pass]")
-
-passes: Registry[type[Pass]] = Registry("pass", "tiacc.passes")
-"""The registered passes by name."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,13 @@ class Pass(ABC):
             result = self.apply(gm, ctx)
         except TiaccError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever the author of the pass did not foresee: the message names the pass
             raise PassError(f"pass {self.name} failed: {type(error).__name__}: {error}") from error
         if result.changes:
             try:
                 result.graph.graph.lint()
                 specs.update(result.graph)
-            except Exception as error:
+            except Exception as error:  # fx raises RuntimeError, AssertionError and others for a graph that is malformed
                 raise PostconditionError(f"pass {self.name} left a malformed graph: {error}") from error
         self.ensures(result.graph)
         return result
@@ -176,10 +176,87 @@ def _default_of(item: dataclasses.Field[Any]) -> Any:
     return item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
 
 
-def register(cls: P) -> P:
-    """Register a pass class under its ``name``."""
+@dataclass(frozen=True)
+class _FunctionPass(Pass):
+    """A pass that is a function of the graph and the context, and of the options by name."""
+
+    function: ClassVar[Callable[..., int]]
+
+    def apply(self, gm: fx.GraphModule, ctx: PassContext) -> PassResult:
+        """Call the function."""
+        options = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        changes = self.function(gm, ctx, **options)
+        if isinstance(changes, bool) or not isinstance(changes, int):
+            raise PassError(f"pass {self.name} returned {changes!r}; it returns the number of its changes")
+        return PassResult(gm, changes)
+
+
+def pass_class(item: Any) -> type[Pass]:
+    """Return the pass class that `item` is or stands for.
+
+    Args:
+        item: A pass class; a function ``f(gm, ctx) -> int`` that rewrites the graph and returns the number of changes, whose
+            keyword-only arguments are options and whose name gives that of the pass (``fuse_silu``: ``"fuse-silu"``); or a
+            `tiacc.passes.rules.RewriteRule`.
+
+    Raises:
+        InvalidArgumentError: It is something else.
+    """
+    if isinstance(item, type) and issubclass(item, Pass):
+        return item
+    made = getattr(item, "pass_class", None)
+    if isinstance(made, type) and issubclass(made, Pass):
+        return made
+    if not inspect.isfunction(item):
+        what = "class that is no Pass" if isinstance(item, type) else type(item).__name__
+        raise InvalidArgumentError(f"{item!r} is no pass ({what}); a pass is a Pass class, a function f(gm, ctx) -> int, or a RewriteRule")
+    known: type[Pass] | None = item.__dict__.get("_tiacc_pass")
+    if known is None:
+        known = _class_of(item)
+        item.__dict__["_tiacc_pass"] = known
+    return known
+
+
+def _class_of(function: Any) -> type[Pass]:
+    """Return a pass class whose fields are the keyword-only arguments of a function."""
+    parameters = list(inspect.signature(function).parameters.values())
+    options = [item for item in parameters if item.kind is item.KEYWORD_ONLY]
+    if len(parameters) - len(options) != 2 or any(item.default is item.empty for item in options) or function.__name__ == "<lambda>":
+        raise InvalidArgumentError(
+            f"the function {function.__qualname__} is no pass: a pass has a name, takes (gm, ctx), and has options only by keyword "
+            f"and with defaults"
+        )
+    hints = typing.get_type_hints(function)
+    made = dataclasses.make_dataclass(
+        "".join(word.capitalize() for word in function.__name__.split("_")),
+        [(item.name, hints.get(item.name, type(item.default)), item.default) for item in options],
+        bases=(_FunctionPass,),
+        frozen=True,
+        namespace={
+            "name": function.__name__.strip("_").replace("_", "-"),
+            "function": staticmethod(function),
+            "__module__": function.__module__,
+            "__doc__": function.__doc__,
+        },
+    )
+    made.__qualname__ = function.__qualname__
+    return typing.cast("type[Pass]", made)
+
+
+passes: Registry[type[Pass]] = Registry("pass", "tiacc.passes", pass_class)
+"""The registered passes by name."""
+
+
+def register(item: T) -> T:
+    """Register a pass under its name; a decorator for whatever `pass_class` takes.
+
+    Raises:
+        InvalidArgumentError: It is no pass.
+        RegistryError: Its name is that of another pass.
+    """
+    cls = pass_class(item)
     passes.register(cls.name)(cls)
-    return cls
+    return item
 
 
 def refuse(pass_: Pass, node: fx.Node, why: str) -> PreconditionError:

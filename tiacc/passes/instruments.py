@@ -116,7 +116,7 @@ class VerifyInstrument:
             return
         try:
             self.verify(result.graph)
-        except Exception as error:
+        except Exception as error:  # whatever a check raises: it is the user's
             raise PostconditionError(
                 f"after pass {pass_} ({result.changes} changes) the graph is not right: {type(error).__name__}: {error}"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class PassManager(Pass):
             RegistryError: No pass has that name.
             PassOrderError: See `schedule`.
         """
-        reader = _Reader(text)
+        reader = Reader(text)
         items = reader.pipeline()
         reader.expect_end()
         if len(items) == 1 and isinstance(items[0], PassManager):
@@ -161,8 +162,11 @@ def _item_text(pass_: Pass) -> str:
     return pass_._text() if isinstance(pass_, PassManager) else str(pass_)
 
 
-class _Reader:
-    """A recursive-descent reader of the grammar in `tiacc.passes.option_text`."""
+class Reader:
+    """A recursive-descent reader of the grammar in `tiacc.passes.option_text`, for what is made of it.
+
+    Each method reads what its name says, or raises `InvalidArgumentError` with the place in the text.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -192,6 +196,15 @@ class _Reader:
             return cls(**option_text.parse_options(cls, options))
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"pass {name!r} in {self.text!r}: {error}") from error
+
+    def sign(self, signs: str) -> str:
+        """Read one of `signs` if the next word begins with one; else return an empty string."""
+        word = self.words[self.next] if self.next < len(self.words) else None
+        if word is None or word.is_mark or word.text[:1] not in signs or not word.text:
+            return ""
+        rest = dataclasses.replace(word, text=word.text[1:], position=word.position + 1)
+        self.words[self.next : self.next + 1] = [rest] if rest.text else []
+        return word.text[0]
 
     def option(self) -> tuple[str, list[str]]:
         name = self.word("the name of an option")

@@ -57,7 +57,7 @@ def rule(name: str) -> Iterator[None]:
         yield
     except ContractError as error:
         raise ContractError(f"{name}: {error}") from error
-    except Exception as error:
+    except Exception as error:  # a backend may raise anything, and the rule is broken by it
         raise ContractError(f"{name}: {type(error).__name__}: {error}") from error
 
 
@@ -80,7 +80,7 @@ def build(backend: Backend, example: Example, device: torch.device) -> Engine:
     """Build an engine; a failure is a `ContractError`."""
     try:
         return backend.build(example.graph, example.spec(device))
-    except Exception as error:
+    except Exception as error:  # whatever it raises, it refuses
         raise ContractError(f"build() refuses {example.name!r}: {type(error).__name__}: {error}") from error
 
 
