@@ -15,6 +15,8 @@ from tiacc.errors import TiaccError as TiaccError
 from tiacc.runtime import ops as _ops  # noqa: F401 - registers tiacc::run_engine
 
 if TYPE_CHECKING:
+    from tiacc import backends as backends
+    from tiacc import passes as passes
     from tiacc.api import explain as explain
     from tiacc.api import optimize as optimize
     from tiacc.explanation import Explanation as Explanation
@@ -29,6 +31,8 @@ _LAZY = {
     "OptimizedReport": "tiacc.report",
 }
 
+_MODULES = ("backends", "passes")
+
 __all__ = ["Explanation", "OptimizedReport", "Options", "TiaccError", "errors", "explain", "optimize"]
 __version__ = "0.1.0"
 
@@ -38,8 +42,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
+    if name in _MODULES:
+        return importlib.import_module(f"tiacc.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_MODULES})

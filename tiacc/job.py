@@ -15,9 +15,8 @@ from tiacc.errors import AccuracyError, BuildError, ExportError, ImportGraphErro
 from tiacc.graph import torch_compat
 from tiacc.graph.importer import Assumed
 from tiacc.options import Options
-from tiacc.passes import pipelines
+from tiacc.passes import edits, pipelines
 from tiacc.passes.base import Pass
-from tiacc.passes.manager import PassManager
 from tiacc.progress import Progress
 from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport, OutputError
 from tiacc.runtime import ops
@@ -354,12 +353,7 @@ def _torch_uses_tf32() -> bool:
 
 
 def _pipeline(level: int, device: torch.device, half: torch.dtype | None, settings: Options) -> Pass:
-    chosen = settings.passes
-    if chosen is None:
-        return pipelines.pipeline(level, device, half, settings.keep_fp32)
-    if isinstance(chosen, str):
-        return PassManager.parse(chosen)
-    return PassManager(tuple(PassManager.parse(item) if isinstance(item, str) else item for item in chosen))
+    return edits.choose(settings.passes, lambda: pipelines.pipeline(level, device, half, settings.keep_fp32))
 
 
 def _abstract_inputs(model: torch.jit.ScriptModule, inputs: ModelInputs, device: torch.device) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from tiacc.errors import InvalidArgumentError
+from tiacc.passes.edits import PipelineEdits
 
 DEFAULT_TOLERANCE: dict[str, float] = {
     "float64": 1e-10,
@@ -57,7 +58,9 @@ class Options:
         keep_fp32: What level 1 leaves in float32: operators (``"aten.softmax.int"``, or ``"softmax"`` for all overloads),
             nodes, or module paths, with ``*`` for any text.
         passes: The pipeline instead of tiacc's own: passes or their names in a sequence, or as one text,
-            ``"fold-batch-norm, cast-half{dtype=bf16}"``. None: the default pipeline of the level.
+            ``"fold-batch-norm, cast-half{dtype=bf16}"``. Or tiacc's own with changes:
+            ``tiacc.passes.default().before("cast-half", my_pass)``, as text ``"+my-pass before cast-half"``; see
+            `tiacc.passes.edits`. None: the default pipeline of the level.
         tolerance: The largest relative error of an output: one number, or a table like `DEFAULT_TOLERANCE`, which gives the
             values that it lacks. None: that table.
         on_accuracy_failure: What happens when an output is off by more: ``"repair"`` keeps the guilty operators in float32,
@@ -178,16 +181,24 @@ def _half_dtype(name: str, value: Any) -> torch.dtype | None:
 
 
 def _passes(name: str, value: Any) -> Any:
-    if value is None or (isinstance(value, str) and value.strip()):
+    if value is None or isinstance(value, PipelineEdits) or (isinstance(value, str) and value.strip()):
         return value
-    if callable(value):
+    if _is_pass(value):
         return (value,)
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise _wrong(name, value, "a text such as 'fold-batch-norm, cast-half', a sequence of passes or their names, or None")
+        raise _wrong(
+            name,
+            value,
+            "a text such as 'fold-batch-norm, cast-half', a sequence of passes or their names, changes to tiacc.passes.default(), or None",
+        )
     for item in value:
-        if not (isinstance(item, str) and item.strip()) and not callable(item):
+        if not (isinstance(item, str) and item.strip()) and not _is_pass(item):
             raise _wrong(name, value, f"a sequence of passes or their names, of which {item!r} is neither")
     return tuple(value)
+
+
+def _is_pass(value: Any) -> bool:
+    return callable(value) or hasattr(value, "pass_class")
 
 
 def _tolerance(name: str, value: Any) -> Mapping[str, float] | float | None:

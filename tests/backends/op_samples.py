@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import operator
-import sys
-import types
-import unittest
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import pytest
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -32,17 +28,9 @@ DTYPES = frozenset(
 
 @lru_cache(maxsize=1)
 def operator_database() -> list[Any]:
-    """Return torch's OpInfo entries. They import ``expecttest`` and do not use it: a stub does where it is not installed."""
-    try:
-        import expecttest  # noqa: F401
-    except ImportError:
-        stub = types.ModuleType("expecttest")
-        stub.TestCase = unittest.TestCase  # type: ignore[attr-defined]
-        sys.modules["expecttest"] = stub
-    try:
-        from torch.testing._internal.common_methods_invocations import op_db
-    except ImportError as error:
-        pytest.skip(f"torch's operator samples cannot be imported: {error}")
+    """Return torch's OpInfo entries."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
     return list(op_db)
 
 

@@ -9,8 +9,10 @@ from torch import fx
 
 from tests.helpers import Sketch
 from tiacc.errors import InvalidArgumentError, PassError, PassOrderError, PostconditionError, PreconditionError, RegistryError
-from tiacc.passes.base import Fuel, Pass, PassContext, PassResult, passes
+from tiacc.passes.base import Fuel, Pass, PassContext, PassResult, pass_class, passes
 from tiacc.passes.manager import PassManager, schedule
+from tiacc.passes.rules import RewriteRule
+from tiacc.registry import Registry
 
 aten = torch.ops.aten
 
@@ -252,3 +254,32 @@ class TestText:
     def test_bad_text_is_refused_with_the_place(self, text, kind, words):
         with pytest.raises(kind, match=words):
             PassManager.parse(text)
+
+
+def test_an_entry_point_may_name_a_function_or_a_rule(monkeypatch):
+    class Point:
+        def __init__(self, name, item):
+            self.name, self.load = name, lambda: item
+
+    def keep_all(gm, ctx, *, least: int = 2):
+        return 0
+
+    def no_pass(gm):
+        return 0
+
+    rule = RewriteRule("drop-neg", lambda x: aten.neg(aten.neg(x)), lambda x: x)
+    points = [Point("keep-all", keep_all), Point("drop-neg", rule), Point("no-pass", no_pass)]
+    monkeypatch.setattr("tiacc.registry.entry_points", lambda group: points)
+    table = Registry("pass", "tiacc.none", pass_class)
+    assert str(table.get("keep-all")(least=3)) == "keep-all{least=3}"
+    assert table.get("drop-neg") is rule.pass_class
+    with pytest.raises(RegistryError, match=r"'no-pass' is installed but failed to import: .*has a name, takes"):
+        table.get("no-pass")
+
+
+def test_a_function_pass_returns_a_number():
+    def forgetful(gm, ctx):
+        return None
+
+    with pytest.raises(PassError, match="pass forgetful returned None; it returns the number of its changes"):
+        pass_class(forgetful)()(relus(1))

@@ -27,7 +27,7 @@ import torch
 
 from tiacc.errors import InvalidArgumentError
 from tiacc.passes.base import Pass, pass_class
-from tiacc.passes.manager import PassManager, Reader
+from tiacc.passes.manager import PassManager, Reader, item_text
 
 _IS_EDITS = re.compile(r"\s*(?:[+-]|[\w-]+\s*=)")
 
@@ -192,9 +192,9 @@ def _read_edit(reader: Reader, edits: PipelineEdits) -> PipelineEdits:
         reader.expect("=")
         return edits.replace(name, reader.item())
     item = reader.item()
-    if reader.skip("before"):
+    if reader.skip_word("before"):
         return edits.before(reader.word("the name of a pass"), item)
-    if reader.skip("after"):
+    if reader.skip_word("after"):
         return edits.after(reader.word("the name of a pass"), item)
     return edits.last(item)
 
@@ -225,4 +225,4 @@ def _rebuilt(manager: PassManager, edit: Edit, chosen: set[int], numbers: Any) -
 
 
 def _as_item(passes: tuple[Pass, ...]) -> str:
-    return str(passes[0]) if len(passes) == 1 and not isinstance(passes[0], PassManager) else str(PassManager((PassManager(passes),)))
+    return item_text(passes[0] if len(passes) == 1 else PassManager(passes))

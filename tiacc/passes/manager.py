@@ -83,10 +83,10 @@ class PassManager(Pass):
 
     def __str__(self) -> str:
         is_nested = len(self.passes) == 1 and isinstance(self.passes[0], PassManager)
-        return self._text() if self.steps > 1 or is_nested else ", ".join(map(_item_text, self.passes))
+        return self._text() if self.steps > 1 or is_nested else ", ".join(map(item_text, self.passes))
 
     def _text(self) -> str:
-        inner = ", ".join(map(_item_text, self.passes))
+        inner = ", ".join(map(item_text, self.passes))
         return f"({inner})*{self.steps}" if self.steps > 1 else f"({inner})"
 
 
@@ -158,14 +158,15 @@ def _names(passes: Sequence[Pass], order: Sequence[int]) -> str:
     return ", ".join(passes[index].name for index in order)
 
 
-def _item_text(pass_: Pass) -> str:
+def item_text(pass_: Pass) -> str:
+    """Return a pass as an item of a pipeline's text: a manager in parentheses."""
     return pass_._text() if isinstance(pass_, PassManager) else str(pass_)
 
 
 class Reader:
     """A recursive-descent reader of the grammar in `tiacc.passes.option_text`, for what is made of it.
 
-    Each method reads what its name says, or raises `InvalidArgumentError` with the place in the text.
+    A method that does not find what it reads raises `InvalidArgumentError` with the place in the text.
     """
 
     def __init__(self, text: str) -> None:
@@ -174,12 +175,14 @@ class Reader:
         self.next = 0
 
     def pipeline(self) -> tuple[Pass, ...]:
+        """Read items with commas between them."""
         items = [self.item()]
         while self.skip(","):
             items.append(self.item())
         return tuple(items)
 
     def item(self) -> Pass:
+        """Read a pass with its options, or a pipeline in parentheses."""
         if self.skip("("):
             inner = self.pipeline()
             self.expect(")")
@@ -207,6 +210,7 @@ class Reader:
         return word.text[0]
 
     def option(self) -> tuple[str, list[str]]:
+        """Read a name and the texts of its value."""
         name = self.word("the name of an option")
         self.expect("=")
         if self.peek() in (",", "}"):
@@ -217,6 +221,7 @@ class Reader:
         return name, texts
 
     def count(self) -> int:
+        """Read a count such as ``*3`` if there is one; else return 1."""
         word = self.words[self.next] if self.next < len(self.words) else None
         if word is None or word.is_mark or not word.text.startswith("*"):
             return 1
@@ -227,35 +232,49 @@ class Reader:
         return int(digits)
 
     def peek(self) -> str | None:
+        """Return the mark that comes next; None where that is a word or the end."""
         if self.next == len(self.words) or not self.words[self.next].is_mark:
             return None
         return self.words[self.next].text
 
     def skip(self, mark: str) -> bool:
+        """Read a mark if it comes next; return whether it did."""
         if self.peek() != mark:
             return False
         self.next += 1
         return True
 
+    def skip_word(self, text: str) -> bool:
+        """Read a word if it comes next; return whether it did."""
+        if self.next == len(self.words) or self.words[self.next].is_mark or self.words[self.next].text != text:
+            return False
+        self.next += 1
+        return True
+
     def expect(self, mark: str) -> None:
+        """Read a mark."""
         if not self.skip(mark):
             raise self.error(f"{mark!r} is expected {self.here()}")
 
     def expect_end(self) -> None:
+        """Check that nothing is left."""
         if self.next < len(self.words):
             raise self.error(f"',' or the end is expected {self.here()}")
 
     def word(self, what: str) -> str:
+        """Read a word, which `what` names in the message where there is none."""
         if self.next == len(self.words) or self.words[self.next].is_mark:
             raise self.error(f"{what} is expected {self.here()}")
         self.next += 1
         return self.words[self.next - 1].text
 
     def here(self) -> str:
+        """Return the place in the text, for a message."""
         if self.next == len(self.words):
             return "at the end"
         word = self.words[self.next]
         return f"at character {word.position}, not {word.text!r}"
 
     def error(self, why: str) -> InvalidArgumentError:
+        """Return an error about the text."""
         return InvalidArgumentError(f"pipeline text {self.text!r}: {why}")

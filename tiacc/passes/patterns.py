@@ -2,12 +2,12 @@
 
 ::
 
-    def pattern(x, scale=number()):
+    def pattern(x, scale=is_number):
         return scale * (x * aten.sigmoid(x))
 
-The function is called once, with a `Value` for each parameter. A parameter stands for anything, the same wherever it is used; a default
-says what it may be: `constant` (a weight), `number` (a number or a size), `anything` with a condition of its own. What the function calls
-says what must be there:
+The function is called once, with a `Value` for each parameter. A parameter stands for anything, the same wherever it is used; a default is
+a condition on it: `is_constant` (a weight), `is_number` (a number or a size), or any function of a node, or of an argument that is no
+node, that returns a bool. What the function calls says what must be there:
 
 - ``aten.mul.Tensor(a, b)`` is that overload, ``aten.mul(a, b)`` any overload that takes such arguments, ``a * b`` the same as it.
 - An argument that is left out must have the default of the operator's schema; ``...`` as the last one lets all further ones be anything.
@@ -148,22 +148,15 @@ class Call(Value):
         return found
 
 
-def anything(condition: Callable[[Any], bool] = lambda value: True) -> Any:
-    """Return what stands for any node, or any argument that is no node, of which a condition holds."""
-    return Wildcard(condition)
+def is_constant(value: Any) -> bool:
+    """Return whether a part of a graph is a constant tensor, such as a weight."""
+    return rewrite.constant_of(value) is not None
 
 
-def constant() -> Any:
-    """Return what stands for a constant tensor, such as a weight."""
-    return Wildcard(lambda value: rewrite.constant_of(value) is not None)
-
-
-def number() -> Any:
-    """Return what stands for a number, or for a size that varies."""
-    return Wildcard(
-        lambda value: isinstance(value.meta.get("val") if isinstance(value, fx.Node) else value, rewrite.NUMBERS)
-        and not isinstance(value, bool)
-    )
+def is_number(value: Any) -> bool:
+    """Return whether a part of a graph is a number, or a size that varies."""
+    value = value.meta.get("val") if isinstance(value, fx.Node) else value
+    return isinstance(value, rewrite.NUMBERS) and not isinstance(value, bool)
 
 
 def any_of(*options: Any) -> Any:
@@ -240,13 +233,11 @@ class Pattern:
             default = parameter.default
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise InvalidArgumentError(f"a pattern has parameters by name, not *{name}")
-            if default is not parameter.empty and not isinstance(default, Wildcard):
+            if default is not parameter.empty and not callable(default):
                 raise InvalidArgumentError(
-                    f"the default of the pattern's parameter {name!r} is {default!r}; it says what the parameter may be: constant(), "
-                    f"number() or anything(condition)"
+                    f"the default of the pattern's parameter {name!r} is {default!r}; a default is a condition, such as is_constant"
                 )
-            # one object a parameter, however many patterns share a default
-            parameters[name] = Wildcard(default.condition if isinstance(default, Wildcard) else lambda value: True)
+            parameters[name] = Wildcard(_is_there if default is parameter.empty else default)
         self.root = function(**parameters)
         calls = [item for item in _options_of(self.root) if isinstance(item, Call)]
         if not calls or len(calls) != len(_options_of(self.root)):
@@ -287,6 +278,10 @@ class Pattern:
                 values = {name: captures[part] for name, part in self.names.items() if part in captures}
                 return Match(node, tuple(sorted(nodes)), values)
         return None
+
+
+def _is_there(value: Any) -> bool:
+    return True
 
 
 def overloads_of(target: Any) -> list[torch._ops.OpOverload]:

@@ -5,11 +5,7 @@ A sample is traced by TorchScript, which keeps composite operators whole, and th
 
 from __future__ import annotations
 
-import importlib.util
 import operator
-import sys
-import types
-import unittest
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,9 +43,6 @@ class Sample:
 @cache
 def database() -> dict[str, list[Any]]:
     """Return torch's operator database by aten name."""
-    # torch's own test base class, of which the database needs nothing
-    if importlib.util.find_spec("expecttest") is None:
-        sys.modules.setdefault("expecttest", types.SimpleNamespace(TestCase=unittest.TestCase))  # type: ignore[arg-type]
     from torch.testing._internal.common_methods_invocations import op_db
 
     table: dict[str, list[Any]] = {}
