@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import fx
 
 from tiacc.graph import specs
 from tiacc.graph.specs import Dim, TensorSpec
+from tiacc.registry import Registry
 
 
 class Sketch:
@@ -140,6 +142,12 @@ def assert_untouched(before: dict[str, torch.Tensor], tensors: dict[str, torch.T
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return the bytes of a tensor, so that NaN equals NaN and -0.0 differs from 0.0."""
     return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def forget_later(monkeypatch: pytest.MonkeyPatch, registry: Registry[Any]) -> None:
+    """Have what is registered from now on forgotten at the end of the test; entry points are read before."""
+    registry.names()
+    monkeypatch.setattr(registry, "_items", dict(registry._items))
 
 
 def count_calls(work: Callable[[], Any]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import forget_later
 from tiacc.backends import base as backends
 from tiacc.passes import base as passes
 
@@ -18,8 +19,8 @@ PAGES = sorted(page.name for page in DOCS.glob("*.md") if "```python" in page.re
 @pytest.mark.parametrize("name", PAGES)
 def test_the_code_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(backends.backends, "_items", dict(backends.backends._items))
-    monkeypatch.setattr(passes.passes, "_items", dict(passes.passes._items))
+    forget_later(monkeypatch, backends.backends)
+    forget_later(monkeypatch, passes.passes)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
     script = tmp_path / "page.py"
     script.write_text("\n".join(blocks), encoding="utf-8")

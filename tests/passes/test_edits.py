@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import tiacc
+from tests.helpers import forget_later
 from tiacc.errors import InvalidArgumentError, PassOrderError, RegistryError
 from tiacc.passes import RewriteRule, default
 from tiacc.passes.base import passes, register
@@ -29,7 +30,7 @@ RULE = RewriteRule("test-silu", lambda x: x * aten.sigmoid(x), lambda x: aten.si
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    monkeypatch.setattr(passes, "_items", dict(passes._items))
+    forget_later(monkeypatch, passes)
     register(test_count)
     register(RULE)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import fx
 
-from tests.helpers import Sketch
+from tests.helpers import Sketch, forget_later
 from tiacc.errors import InvalidArgumentError, PassError, PassOrderError, PostconditionError, PreconditionError, RegistryError
 from tiacc.passes.base import Fuel, Pass, PassContext, PassResult, pass_class, passes
 from tiacc.passes.manager import PassManager, schedule
@@ -59,13 +59,10 @@ class Last(Pass):
 
 
 @pytest.fixture(autouse=True)
-def _registered():
-    known = dict(passes._items)
+def _registered(monkeypatch):
+    forget_later(monkeypatch, passes)
     for cls in (DropRelus, First, Last):
         passes.register(cls.name)(cls)
-    yield
-    passes._items.clear()
-    passes._items.update(known)
 
 
 def relus(count: int) -> fx.GraphModule:
