@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from tiacc.backends.base import Profile
-from tiacc.backends.tensorrt import memory
 from tiacc.backends.tensorrt.execution import Executor, choose_profile
 from tiacc.backends.tensorrt.flavours import Flavour
 from tiacc.backends.tensorrt.payload import EnginePayload
 from tiacc.errors import EngineFormatError, ShapeOutOfRangeError, TiaccError
 from tiacc.graph.specs import Dim, TensorSpec
+from tiacc.runtime import buffers
 
 _SPEC = TensorSpec((Dim("n", 1, 2, 8), 3), torch.float32)
 _SMALL, _LARGE = Profile(((1, 3),), ((1, 3),), ((2, 3),)), Profile(((1, 3),), ((4, 3),), ((8, 3),))
@@ -139,7 +139,7 @@ def _aligned(*shape: int) -> torch.Tensor:
     """Return random numbers at an address that TensorRT takes."""
     count = torch.Size(shape).numel()
     raw = torch.empty(count + 64)
-    start = (-raw.data_ptr() % memory.ALIGNMENT) // 4
+    start = (-raw.data_ptr() % buffers.ALIGNMENT) // 4
     return raw[start : start + count].normal_().reshape(shape)
 
 
@@ -296,22 +296,22 @@ def test_plan_that_does_not_load() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", [memory.TorchBlock, memory.PyCudaBlock])
+@pytest.mark.parametrize("kind", [buffers.TorchBlock, buffers.PyCudaBlock])
 def test_arena_memory_is_real_and_is_given_back(kind: Any) -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
-    if kind is memory.PyCudaBlock:
+    if kind is buffers.PyCudaBlock:
         pytest.importorskip("pycuda")
     device = torch.device("cuda", 0)
     torch.zeros(1, device=device)
     torch.cuda.empty_cache()
     before = torch.cuda.mem_get_info(device)[0]
     for round_ in range(20):
-        arena = memory.Arena(device, torch.cuda.current_stream(device).cuda_stream, kind)
+        arena = buffers.Arena(device, torch.cuda.current_stream(device).cuda_stream, kind)
         with arena.lock:
             small = arena.reserve(1 << 20)
             assert arena.reserve(1 << 10) == small
-            assert arena.reserve(64 << 20) % memory.ALIGNMENT == 0
+            assert arena.reserve(64 << 20) % buffers.ALIGNMENT == 0
         value = torch.full((1024,), float(round_), device=device)
         assert value.sum().item() == 1024.0 * round_  # torch's context is still the current one
         del arena

@@ -2,7 +2,7 @@
 
 An execution context belongs to one profile and serves one stream at a time. Contexts are pooled by both, so that threads on their
 own streams neither wait for each other nor share one. Inputs are read where they are, outputs are new tensors of torch, and scratch
-memory is the stream's arena (`tiacc.backends.tensorrt.memory`). Nothing here waits for the device.
+memory is the stream's arena (`tiacc.runtime.buffers`). Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from tiacc.backends.base import Profile
-from tiacc.backends.tensorrt import memory
 from tiacc.backends.tensorrt.flavours import Flavour
 from tiacc.backends.tensorrt.layers import Messages
 from tiacc.backends.tensorrt.payload import EnginePayload
 from tiacc.backends.tensorrt.runtime_cache import RuntimeCache
 from tiacc.errors import BackendUnavailableError, EngineFormatError, ShapeOutOfRangeError, TiaccError
+from tiacc.runtime import buffers
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Executor:
         allocate: Where scratch memory comes from.
     """
 
-    def __init__(self, flavour: Flavour, payload: EnginePayload, device: torch.device, allocate: memory.Allocate | None = None) -> None:
+    def __init__(self, flavour: Flavour, payload: EnginePayload, device: torch.device, allocate: buffers.Allocate | None = None) -> None:
         self._flavour = flavour
         self._payload = payload
         self._device = device
@@ -52,7 +52,7 @@ class Executor:
         self._messages = Messages()
         self._lock = threading.Lock()
         self._idle: dict[tuple[int, int], list[_Context]] = {}
-        self._arenas: dict[int, memory.Arena] = {}
+        self._arenas: dict[int, buffers.Arena] = {}
         trt = flavour.module
         self._runtime = trt.Runtime(self._messages.create(flavour))
         self._engine = self._runtime.deserialize_cuda_engine(payload.plan)
@@ -140,10 +140,10 @@ class Executor:
         context.scratch_bytes = native.update_device_memory_size_for_shapes()
         context.shapes = shapes
 
-    def _arena(self, stream: int) -> memory.Arena:
+    def _arena(self, stream: int) -> buffers.Arena:
         with self._lock:
             if stream not in self._arenas:
-                self._arenas[stream] = memory.shared(self._device, stream, self._allocate)
+                self._arenas[stream] = buffers.shared(self._device, stream, self._allocate)
             return self._arenas[stream]
 
     def _check(self, is_accepted: bool, what: str) -> None:
@@ -190,4 +190,4 @@ def _readable(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if not tensor.is_contiguous():
         return tensor.contiguous()
-    return tensor.clone() if tensor.data_ptr() % memory.ALIGNMENT else tensor
+    return tensor.clone() if tensor.data_ptr() % buffers.ALIGNMENT else tensor

@@ -2,7 +2,8 @@
 
 The scratch memory of an engine is only in use while it runs, and what runs on one stream runs one after the other. So all engines
 of a model, and all models of a process, can use the same arena on a stream; it grows to what the largest of them needs and is
-freed with the last engine that refers to it.
+freed with the last engine that refers to it. An engine whose launches have addresses in them, as those of a CUDA graph, asks for a
+`Region` instead, which never moves.
 
 Memory comes from PyCUDA where that is installed, in torch's primary context (a second context in one process would share neither
 memory nor streams with torch), else from torch.
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 ALIGNMENT = 256
-"""What TensorRT wants the addresses of tensors and of scratch memory to be multiples of, in bytes."""
+"""What addresses of tensors and of scratch memory are multiples of, in bytes: TensorRT wants it, and kernels read whole cache lines."""
 
 
 class Block(Protocol):
@@ -147,3 +148,55 @@ def shared(device: torch.device, stream: int, allocate: Allocate | None = None) 
         if arena is None:
             arena = _arenas[device, stream] = Arena(device, stream, allocate or default_allocator())
         return arena
+
+
+class Region:
+    """Memory that stays where it is as long as someone holds it. `region` finds or makes it.
+
+    Attributes:
+        lock: Held while the work that uses the memory is put on its stream.
+        bytes: The memory, as a ``uint8`` tensor of shape ``(size,)``.
+    """
+
+    def __init__(self, size_bytes: int, device: torch.device, stream: int, allocate: Allocate) -> None:
+        self.lock = threading.Lock()
+        self._block: Block | None = allocate(max(size_bytes, ALIGNMENT), device, stream)
+        self.bytes = _as_tensor(self._block.pointer, max(size_bytes, ALIGNMENT), device)
+
+    def __del__(self) -> None:
+        block, self._block = self.__dict__.get("_block"), None
+        if block is not None:
+            block.free()
+
+
+class _Exported:
+    """A piece of device memory as other libraries are told of it.
+
+    Source: the CUDA array interface, version 3 (https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html).
+    """
+
+    def __init__(self, pointer: int, size_bytes: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (size_bytes,), "typestr": "|u1", "data": (pointer, False), "version": 3}
+
+
+def _as_tensor(pointer: int, size_bytes: int, device: torch.device) -> torch.Tensor:
+    return torch.as_tensor(_Exported(pointer, size_bytes), device=device)
+
+
+_regions: weakref.WeakValueDictionary[tuple[torch.device, int], Region] = weakref.WeakValueDictionary()
+
+
+def region(device: torch.device, stream: int, size_bytes: int, allocate: Allocate | None = None) -> Region:
+    """Return memory on a device for what runs on one stream: that which is in use there already if it is large enough, else more.
+
+    Args:
+        device: The device, with its index.
+        stream: The handle of the stream.
+        size_bytes: How much is needed.
+        allocate: What it takes its memory from; see `default_allocator`.
+    """
+    with _arenas_lock:
+        found = _regions.get((device, stream))
+        if found is None or found.bytes.numel() < size_bytes:
+            found = _regions[device, stream] = Region(size_bytes, device, stream, allocate or default_allocator())
+        return found

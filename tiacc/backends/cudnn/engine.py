@@ -1,0 +1,197 @@
+"""The engine: executables by shape and stream, made when they are needed and kept while they are used."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from tiacc.backends.base import Profile
+from tiacc.backends.cudnn import library
+from tiacc.backends.cudnn.executable import Executable, Packed
+from tiacc.backends.cudnn.planner import plan
+from tiacc.backends.cudnn.program import Program
+from tiacc.backends.cudnn.tactics import TacticCache, choose
+from tiacc.errors import BackendUnavailableError, EngineFormatError
+from tiacc.graph import archive, specs
+from tiacc.graph.types import TensorSpec
+from tiacc.runtime import buffers
+from tiacc.runtime.blob import spec_from_json, spec_to_json
+
+MAGIC = b"TIACCDN\x00"
+VERSION = 1
+MAX_EXECUTABLES = 16
+"""The most sets of shapes, on all streams, that an engine keeps memory and a graph for; the one not used longest goes first."""
+
+_PREFIX = struct.Struct("<8sIQ")
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class CudnnEngine:
+    """A subgraph with the tactics of its steps; an `Engine`.
+
+    Args:
+        gm: The subgraph.
+        inputs: The type of each input.
+        outputs: The type of each output.
+        profiles: The shapes it was built for.
+        tf32: Whether float32 convolutions, and products, may use TensorFloat-32.
+        tactics: The tactic of each step that was timed.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        profiles: tuple[Profile, ...],
+        tf32: tuple[bool, bool],
+        tactics: dict[str, str] | None = None,
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.profiles = profiles
+        self.tactics = dict(tactics or {})
+        self.tf32 = tf32
+        self._gm = gm
+        self._lock = threading.RLock()
+        self._programs: OrderedDict[Shapes, Program] = OrderedDict()
+        self._ready: OrderedDict[tuple[Shapes, int, int], Executable] = OrderedDict()
+        self._constants: dict[int, tuple[dict[str, torch.Tensor], Packed]] = {}
+        self._planned = {profile.opt for profile in profiles}
+
+    def program(self, shapes: Shapes) -> Program:
+        """Return the plan for a set of input shapes.
+
+        Raises:
+            BuildError: A node has no plan.
+        """
+        with self._lock:
+            found = self._programs.get(shapes)
+            if found is None:
+                found = self._programs[shapes] = plan(static_graph(self._gm, self.inputs, shapes), self.tf32)
+                if len(self._programs) > 2 * MAX_EXECUTABLES:
+                    self._programs.popitem(last=False)
+            return found
+
+    def tune(self, inputs: Sequence[torch.Tensor], seconds: float, cache_dir: Path | None) -> None:
+        """Choose the tactics of the steps at the shapes of some inputs, on the device that these are on.
+
+        Raises:
+            BuildError: A step runs with no tactic.
+        """
+        device = inputs[0].device
+        with torch.cuda.device(device), torch.no_grad():
+            executable = self._executable(inputs, torch.cuda.current_stream(device).cuda_stream)
+            executable.fill(inputs)
+            cache = TacticCache(cache_dir, library.environment_key(device))
+            self.tactics.update(choose(executable.program, executable.bench, cache, seconds))
+            executable.bind(self.tactics)
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Compute the outputs on the caller's current stream, without waiting for the device.
+
+        While the caller records a CUDA graph of its own, the steps are launched into that, with memory of its own.
+
+        Raises:
+            BackendUnavailableError: There is no CUDA device, or cuDNN's frontend is not installed.
+        """
+        device = inputs[0].device
+        if device.type != "cuda":
+            support = library.availability()
+            raise BackendUnavailableError(f"this engine runs on a GPU, and its input is on {device}{'' if support else '; ' + support.reason}")
+        with torch.cuda.device(device), torch.no_grad():
+            if torch.cuda.is_current_stream_capturing():
+                return self._recorded(inputs)
+            executable = self._executable(inputs, torch.cuda.current_stream(device).cuda_stream)
+            assert executable.region is not None
+            with executable.region.lock:
+                if not executable.calls:
+                    executable.bind(self.tactics)
+                return executable.run(inputs, with_graph=True)
+
+    def serialize(self) -> bytes:
+        """Return all that `CudnnBackend.load` needs."""
+        header = {
+            "inputs": [spec_to_json(spec) for spec in self.inputs],
+            "outputs": [spec_to_json(spec) for spec in self.outputs],
+            "profiles": [[profile.min, profile.opt, profile.max] for profile in self.profiles],
+            "tf32": list(self.tf32),
+            "tactics": self.tactics,
+            "cudnn": library.version(),
+        }
+        text = json.dumps(header, sort_keys=True).encode()
+        return _PREFIX.pack(MAGIC, VERSION, len(text)) + text + archive.to_bytes(self._gm)
+
+    @classmethod
+    def deserialize(cls, payload: bytes) -> CudnnEngine:
+        """Return the engine that `serialize` wrote.
+
+        Raises:
+            EngineFormatError: The bytes are no such engine.
+        """
+        try:
+            magic, version, length = _PREFIX.unpack_from(payload)
+            if magic != MAGIC:
+                raise EngineFormatError("these bytes are not an engine of the cudnn backend; optimize the model again")
+            if version > VERSION:
+                raise EngineFormatError(f"this engine has format {version}, and this tiacc reads up to {VERSION}; install a newer tiacc")
+            fields: dict[str, Any] = json.loads(payload[_PREFIX.size : _PREFIX.size + length])
+            return cls(
+                archive.from_bytes(payload[_PREFIX.size + length :]),
+                tuple(map(spec_from_json, fields["inputs"])),
+                tuple(map(spec_from_json, fields["outputs"])),
+                tuple(Profile(*(tuple(map(tuple, part)) for part in profile)) for profile in fields["profiles"]),
+                (bool(fields["tf32"][0]), bool(fields["tf32"][1])),
+                dict(fields["tactics"]),
+            )
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EngineFormatError(f"this cudnn engine is damaged ({error}); optimize the model again") from error
+
+    def _executable(self, inputs: Sequence[torch.Tensor], stream: int) -> Executable:
+        """Return the executable for the shapes of some inputs on a stream, in memory that no other uses at the same time."""
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+        device = torch.device("cuda", inputs[0].device.index or 0)
+        key = (shapes, device.index, stream)
+        with self._lock:
+            found = self._ready.get(key)
+            if found is not None:
+                self._ready.move_to_end(key)
+                return found
+            program = self.program(shapes)
+            constants, packed = self._constants.setdefault(device.index, ({}, {}))
+            probe = buffers.region(device, stream, _size_of(program))
+            found = self._ready[key] = Executable(program, constants, packed, device, probe)
+            while len(self._ready) > MAX_EXECUTABLES:
+                self._ready.popitem(last=False)
+            return found
+
+    def _recorded(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+        device = torch.device("cuda", inputs[0].device.index or 0)
+        constants, packed = self._constants.setdefault(device.index, ({}, {}))
+        executable = Executable(self.program(shapes), constants, packed, device)
+        executable.bind(self.tactics)
+        return executable.run(inputs, with_graph=False)
+
+
+def _size_of(program: Program) -> int:
+    from tiacc.backends.cudnn import memory_plan
+
+    return memory_plan.assign(program).size_bytes
+
+
+def static_graph(gm: fx.GraphModule, inputs: Sequence[TensorSpec], shapes: Shapes) -> fx.GraphModule:
+    """Return a copy of a graph whose sizes are numbers; constants are shared."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    copy = fx.GraphModule(gm, graph)
+    return specs.propagate(copy, [TensorSpec(shape, spec.dtype, spec.device) for spec, shape in zip(inputs, shapes, strict=True)])

@@ -1,0 +1,131 @@
+"""A program in memory, ready to run: at first call by call, then as one CUDA graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from tiacc.backends.cudnn import eager, memory_plan
+from tiacc.backends.cudnn.launch import Bench, Call
+from tiacc.backends.cudnn.program import CONSTANT, Buffer, Program, Ref, key_of
+from tiacc.runtime import buffers
+
+Packed = dict[tuple[str, str], torch.Tensor]
+
+
+class Executable:
+    """A program bound to memory on one device.
+
+    Args:
+        program: The steps.
+        constants: The numbers of constant buffers on the device, by name; those that are missing are added.
+        packed: Weights in the layouts of kernels; shared by the executables of an engine.
+        device: Where it runs.
+        region: The memory of its buffers; None for memory of its own, from torch.
+    """
+
+    def __init__(
+        self, program: Program, constants: dict[str, torch.Tensor], packed: Packed, device: torch.device, region: buffers.Region | None = None
+    ) -> None:
+        self.program = program
+        self.device = device
+        self.region = region
+        self.memory = memory_plan.assign(program)
+        self.runs = 0
+        self._constants = constants
+        self._bytes = (
+            region.bytes if region is not None else torch.empty(max(self.memory.size_bytes, 1), dtype=torch.uint8, device=device)
+        )
+        self._storages: dict[Buffer, torch.Tensor] = {}
+        self.bench = Bench(self.read, packed, device)
+        self.calls: list[Call] = []
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs = [None if ref is None else self.read(ref) for ref in program.inputs]
+        self._outputs = [(self.read(ref), ref.shape, dtype) for ref, dtype in program.outputs]
+
+    def read(self, ref: Ref) -> torch.Tensor:
+        """Return the tensor of a ref."""
+        storage = self._storages.get(ref.buffer)
+        if storage is None:
+            storage = self._storages[ref.buffer] = self._storage(ref.buffer)
+        return ref.tensor(storage)
+
+    def _storage(self, buffer: Buffer) -> torch.Tensor:
+        if buffer.kind == CONSTANT:
+            if buffer.name not in self._constants:
+                assert buffer.data is not None
+                self._constants[buffer.name] = buffer.data.to(self.device).reshape(-1)
+            return self._constants[buffer.name]
+        begin = self.memory.offsets[buffer]
+        return self._bytes[begin : begin + buffer.size_bytes].view(buffer.dtype)
+
+    def bind(self, tactics: dict[str, str]) -> None:
+        """Bind each step with its tactic; one that has none gets its first."""
+        self.calls = []
+        for step in self.program.steps:
+            tactic = tactics.get(key_of(step)) or self.bench.tactics(step)[0]
+            self.calls.append(self.bench.bind(step, tactic))
+        self.bench.forget()
+
+    def fill(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Copy the inputs into their buffers, converted and laid out."""
+        for place, tensor in zip(self._inputs, inputs):
+            if place is not None:
+                place.copy_(tensor, non_blocking=True)
+
+    def steps(self) -> None:
+        """Launch the steps one by one on the current stream."""
+        for call in self.calls:
+            call()
+
+    def capture(self) -> None:
+        """Record the steps as a CUDA graph; they have run at least once."""
+        stream = torch.cuda.Stream(self.device)
+        graph = torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            self.steps()
+        self._graph = graph
+
+    def run(self, inputs: Sequence[torch.Tensor], *, with_graph: bool) -> list[torch.Tensor]:
+        """Compute the outputs on the current stream.
+
+        Args:
+            inputs: The inputs, of the program's shapes.
+            with_graph: Whether to record a graph when the steps have run once.
+        """
+        self.fill(inputs)
+        if self._graph is None and with_graph and self.runs:
+            self.capture()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self.steps()
+        self.runs += 1
+        return self.results()
+
+    def results(self) -> list[torch.Tensor]:
+        """Return copies of the outputs, in the types of the graph."""
+        return [torch.empty(shape, dtype=dtype, device=self.device).copy_(place) for place, shape, dtype in self._outputs]
+
+
+def run_eagerly(program: Program, inputs: Sequence[torch.Tensor], constants: dict[str, torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Compute the outputs of a program by torch alone, on any device: the oracle of the kernels."""
+    executable = Executable(program, constants, {}, device)
+    executable.fill(inputs)
+    for step in program.steps:
+        eager.compute(step, executable.read)
+    return executable.results()
+
+
+def bytes_of(program: Program) -> int:
+    """Return the least device memory that a program moves, in bytes: what each step reads and writes, once."""
+    total = 0
+    for step in program.steps:
+        for ref in dict.fromkeys(step.refs()):
+            distinct = math.prod(size for size, stride in zip(ref.shape, ref.strides) if stride)
+            total += distinct * ref.dtype.itemsize
+    return total
+

@@ -1,0 +1,256 @@
+"""Tactics: the ways to run a step, and how each is turned into a call.
+
+A tactic has a name, by which caches and engines keep it: ``"torch"``; ``"cudnn:3"``, the fourth plan of a fused graph;
+``"triton:128,64,64,4,3"``, a kernel with the sizes of its tiles, its warps and its pipeline stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tiacc.backends.cudnn import eager, kernels, products
+from tiacc.backends.cudnn.body import Body
+from tiacc.backends.cudnn.fused import FusedGraph, can_fuse
+from tiacc.backends.cudnn.program import ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
+from tiacc.errors import BuildError
+
+Call = Callable[[], None]
+TORCH = "torch"
+
+
+class Bench:
+    """Where steps are bound to memory: the tensors of refs, packed weights, scratch memory.
+
+    Args:
+        read: Gives the tensor of a ref.
+        packed: Weights in the layouts of kernels, kept between programs of one engine.
+        device: Where the steps run.
+    """
+
+    def __init__(self, read: Callable[[Ref], torch.Tensor], packed: dict[tuple[str, str], torch.Tensor], device: torch.device) -> None:
+        self.read = read
+        self.device = device
+        self._packed = packed
+        self._graphs: dict[int, tuple[Step, FusedGraph | None]] = {}
+        self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def tactics(self, step: Step) -> list[str]:
+        """Return the tactics of a step, the safest guess first."""
+        if isinstance(step, TorchStep):
+            return [TORCH]
+        if isinstance(step, PointwiseStep):
+            return [_element_tactic(step.out.numel)]
+        if isinstance(step, PoolStep):
+            return [f"triton:{block},4" for block in (128, 256, 512)] if step.out.numel > 2**14 else ["triton:128,4", "triton:64,2"]
+        if isinstance(step, RowStep):
+            return _row_tactics(step)
+        if isinstance(step, ReduceStep):
+            return _reduce_tactics(step)
+        if step.is_depthwise:
+            return [f"triton:{block},4" for block in (128, 256, 512)] + [TORCH]
+        found = [TORCH]
+        graph = self.graph(step)
+        if graph is not None:
+            found = [f"cudnn:{plan}" for plan in graph.plans()] + found
+        if not step.transposed:
+            found += [f"triton:{','.join(map(str, tile))}" for tile in products.tiles(step)]
+        return found
+
+    def bind(self, step: Step, tactic: str) -> Call:
+        """Return a call that runs a step on the current stream.
+
+        Raises:
+            BuildError: The tactic does not do for this step on this machine.
+        """
+        kind, _, text = tactic.partition(":")
+        try:
+            if kind == TORCH:
+                return self._bind_torch(step)
+            numbers = [int(item) for item in text.split(",")]
+            if kind == "cudnn" and isinstance(step, ConvStep):
+                return self._bind_cudnn(step, numbers[0])
+            if kind == "triton":
+                return self._bind_triton(step, numbers)
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            raise BuildError(f"the tactic {tactic} failed: {error}") from error
+        raise BuildError(f"there is no tactic {tactic!r}; delete the tactic cache, or optimize the model again")
+
+    def graph(self, step: ConvStep) -> FusedGraph | None:
+        """Return the cuDNN graph of a step; None where it has none."""
+        known = self._graphs.get(id(step))
+        if known is not None:
+            return known[1]
+        graph = None
+        if self.device.type == "cuda" and can_fuse(step):
+            try:
+                graph = FusedGraph(step, self.weight(step), self.read, self.device)
+            except Exception:  # cuDNN's own error type, which is not public: this graph has no engine; other tactics are left
+                graph = None
+        self._graphs[id(step)] = (step, graph)
+        return graph
+
+    def weight(self, step: ConvStep) -> torch.Tensor:
+        """Return the weight of a convolution as its kernels read it: ``(K, R, S, C)``, or ``(R, S, K)`` of a depthwise one."""
+        layout = "depthwise" if step.is_depthwise else "taps"
+        key = (step.weight.buffer.name, layout)
+        if key not in self._packed:
+            source = self.read(step.weight)
+            packed = source.permute(2, 3, 0, 1) if layout == "depthwise" else source.permute(0, 2, 3, 1)
+            self._packed[key] = packed.contiguous()
+        return self._packed[key]
+
+    def forget(self) -> None:
+        """Drop the graphs that no call uses."""
+        self._graphs.clear()
+
+    # -- kinds of tactics ------------------------------------------------------------------------------------------------------------
+
+    def _bind_torch(self, step: Step) -> Call:
+        if not isinstance(step, ConvStep) or not step.body.instructions or (step.x.dtype == torch.float32 and self.device.type == "cpu"):
+            return lambda: eager.compute(step, self.read)
+        # the product by torch, into its place, then one kernel for the work behind it
+        if step.out.dtype != step.x.dtype:
+            return lambda: eager.compute(step, self.read)
+        x, out = self.read(step.x), self.read(step.out)
+        weight = self.weight(step) if not step.is_depthwise else None
+        shaped = weight.permute(0, 3, 1, 2) if weight is not None else self.read(step.weight)
+        rest = PointwiseStep(step.out, (step.out, *step.operands), step.body)
+        finish = self.bind(rest, _element_tactic(step.out.numel))
+        if step.is_point and products.is_rows(step.x) and products.is_rows(step.out):
+            rows = (step.out.shape[0] * step.out.shape[2] * step.out.shape[3], step.out.shape[1])
+            matrix = x.as_strided((rows[0], x.shape[1]), (products.row_of(step.x), 1), x.storage_offset())
+            place = out.as_strided(rows, (products.row_of(step.out), 1), out.storage_offset())
+            flat = shaped.reshape(shaped.shape[0], shaped.shape[1]).t()
+
+            def multiply() -> None:
+                torch.mm(matrix, flat, out=place)
+                finish()
+
+            return multiply
+
+        def convolve() -> None:
+            out.copy_(eager.convolution(step, x, shaped))
+            finish()
+
+        return convolve
+
+    def _bind_cudnn(self, step: ConvStep, plan: int) -> Call:
+        graph = self.graph(step)
+        if graph is None:
+            raise BuildError("cuDNN has no graph for this step")
+        size = graph.build(plan)
+        if size > self._workspace.numel():
+            self._workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
+        workspace = self._workspace
+        return lambda: graph.run(plan, workspace)
+
+    def _bind_triton(self, step: Step, numbers: list[int]) -> Call:
+        if isinstance(step, PointwiseStep):
+            return self._element_wise(kernels.pointwise(step), step.out, step.operands, numbers)
+        if isinstance(step, PoolStep):
+            return self._element_wise(kernels.pool(step), step.out, (step.x, *step.operands), numbers)
+        if isinstance(step, (ReduceStep, RowStep)):
+            text = kernels.reduction(step) if isinstance(step, ReduceStep) else kernels.row(step)
+            rows, columns, warps = numbers
+            count = math.prod(step.inputs[0].shape) // math.prod(step.inputs[0].shape[dim] for dim in step.dims)
+            tensors = self._storages((step.out, *step.inputs, *step.operands))
+            return TritonCall(text, (-(-count // rows),), tensors, {"XB": rows, "RB": columns}, warps, 2)
+        if isinstance(step, ConvStep) and step.is_depthwise:
+            block, warps = numbers
+            tensors = [*self._storages((step.out, step.x)), self.weight(step), *self._storages(step.operands)]
+            return TritonCall(products.depthwise(step), (-(-step.out.numel // block),), tensors, {"BLOCK": block}, warps, 2)
+        if isinstance(step, ConvStep) and not step.transposed:
+            high, wide, deep, warps, stages = numbers
+            text, sizes = products.product(step)
+            tensors = [*self._storages((step.out, step.x)), self.weight(step), *self._storages(step.operands)]
+            pixels = step.out.shape[0] * step.out.shape[2] * step.out.shape[3]
+            grid = (-(-pixels // high) * -(-(step.out.shape[1] // step.groups) // wide), step.groups)
+            return TritonCall(text, grid, [*tensors, *sizes], {"BM": high, "BN": wide, "BK": deep}, warps, stages)
+        raise BuildError("this step has no kernel")
+
+    def _element_wise(self, text: str, out: Ref, others: tuple[Ref, ...], numbers: list[int]) -> Call:
+        block, warps = numbers
+        return TritonCall(text, (-(-out.numel // block),), self._storages((out, *others)), {"BLOCK": block}, warps, 2)
+
+    def _storages(self, refs: tuple[Ref, ...]) -> list[torch.Tensor]:
+        """Return the tensors of whole buffers: kernels add the offsets of refs themselves."""
+        return [self.read(Ref(ref.buffer, (max(ref.buffer.numel, 1),), (1,))) for ref in refs]
+
+
+class TritonCall:
+    """A launch of a Triton kernel.
+
+    Args:
+        text: The kernel.
+        grid: How many programs it runs.
+        arguments: Tensors and numbers.
+        sizes: Its compile-time constants.
+        warps: The warps of a program.
+        stages: The stages of its pipelines.
+    """
+
+    def __init__(self, text: str, grid: tuple[int, ...], arguments: list[Any], sizes: dict[str, int], warps: int, stages: int) -> None:
+        self._text = text
+        self._grid = grid
+        self._arguments = arguments
+        self._options: dict[str, int] = {**sizes, "num_warps": warps, "num_stages": stages}
+        self._kernel = kernels.compiled(text)
+
+    def __call__(self) -> None:
+        """Launch it on the current stream."""
+        self._kernel[self._grid](*self._arguments, **self._options)
+
+    def variant(self) -> tuple[Any, ...]:
+        """Return what tells one compilation from another."""
+        kinds = tuple((arg.dtype, arg.data_ptr() % 16) if isinstance(arg, torch.Tensor) else (arg == 1, arg % 16 == 0) for arg in self._arguments)
+        return (self._text, kinds, tuple(self._options.items()))
+
+    def compile(self) -> None:
+        """Compile it without a launch; what goes wrong shows when it is launched."""
+        with contextlib.suppress(Exception):
+            self._kernel.warmup(*self._arguments, grid=self._grid, **self._options)
+
+
+def _element_tactic(count: int) -> str:
+    return "triton:1024,4" if count >= 2**19 else "triton:512,4" if count >= 2**16 else "triton:128,4"
+
+
+def _power(value: int) -> int:
+    return 1 << max(value - 1, 0).bit_length()
+
+
+def _row_tactics(step: RowStep) -> list[str]:
+    columns = _power(math.prod(step.out.shape[dim] for dim in step.dims))
+    rows = max(1, 1024 // columns)
+    found = [f"triton:{rows},{columns},{4 if rows * columns <= 4096 else 8}"]
+    if rows > 1:
+        found.append(f"triton:{max(1, rows // 4)},{columns},{2 if columns <= 512 else 4}")
+    return found
+
+
+def _reduce_tactics(step: ReduceStep) -> list[str]:
+    """Long rows are read in blocks; where neighbours in memory are different rows, blocks are tall."""
+    shape = step.inputs[0].shape
+    columns = math.prod(shape[dim] for dim in step.dims)
+    strides = step.inputs[0].strides
+    is_inner = any(strides[dim] == 1 and shape[dim] > 1 for dim in step.dims)
+    if is_inner:
+        wide = min(_power(columns), 2048)
+        return list(dict.fromkeys((f"triton:{max(1, 1024 // wide)},{wide},4", f"triton:1,{wide},4")))
+    return list(
+        dict.fromkeys(
+            f"triton:{rows},{min(_power(columns), deep)},{warps}"
+            for rows, deep, warps in ((16, 128, 4), (32, 64, 4), (8, 512, 8), (64, 32, 4), (8, 128, 4), (16, 512, 8))
+        )
+    )
+
+
+def without_body(step: ConvStep) -> ConvStep:
+    """Return a convolution without the work behind it."""
+    return dataclasses.replace(step, body=Body(1), operands=())

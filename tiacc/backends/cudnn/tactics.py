@@ -1,0 +1,176 @@
+"""Which tactic each step runs with: measured on this GPU, kept in a file, and in the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiacc.backends.cudnn.launch import Bench, TritonCall
+from tiacc.backends.cudnn.program import Program, Step, key_of, signature
+from tiacc.errors import BuildError
+
+VERSION = 1
+REPEATS = 10
+"""How often a step is launched in the graph that times it."""
+
+ROUNDS = 4
+
+
+class TacticCache:
+    """Tactics by the steps they are best for, in a file that can be read, merged and deleted.
+
+    Args:
+        directory: Where the file is; None for a cache that is not kept.
+        environment: What the timings hold for: the GPU and the libraries.
+    """
+
+    def __init__(self, directory: Path | None, environment: str) -> None:
+        self._path = directory / f"cudnn-tactics-{VERSION}.json" if directory is not None else None
+        self._environment = environment
+        self._new: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, dict[str, Any]] = self._stored().get(environment, {})
+
+    def find(self, step: Step) -> str | None:
+        """Return the tactic of a step that was timed before."""
+        entry = self._known.get(key_of(step))
+        tactic = entry.get("tactic") if isinstance(entry, dict) else None
+        return tactic if isinstance(tactic, str) else None
+
+    def add(self, step: Step, tactic: str, microseconds: float) -> None:
+        """Note the best tactic of a step."""
+        self._known[key_of(step)] = self._new[key_of(step)] = {
+            "step": signature(step),
+            "tactic": tactic,
+            "microseconds": round(microseconds, 3),
+        }
+
+    def save(self) -> None:
+        """Write what was added into the file, beside what others wrote meanwhile."""
+        if self._path is None or not self._new:
+            return
+        stored = self._stored()
+        stored.setdefault(self._environment, {}).update(self._new)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=self._path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
+            json.dump(stored, file, indent=1, sort_keys=True)
+        os.replace(file.name, self._path)
+        self._new = {}
+
+    def _stored(self) -> dict[str, dict[str, Any]]:
+        """Return the contents of the file; a file that is damaged is as good as none."""
+        if self._path is None:
+            return {}
+        try:
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return stored if isinstance(stored, dict) else {}
+
+
+def choose(program: Program, bench: Bench, cache: TacticCache, seconds: float, told: Callable[[float], None] = lambda part: None) -> dict[str, str]:
+    """Return the best tactic of each step of a program, by `key_of`.
+
+    The steps are run in order, each with its best tactic, so that each is timed on the numbers that it will get.
+
+    Args:
+        program: The steps; its inputs are filled with data.
+        bench: Where they are bound.
+        cache: What is known already; what is found is added.
+        seconds: The time it may take; steps that come later get their first tactic that works.
+        told: Called with the part of the work that is done, 0 to 1.
+    """
+    end = time.perf_counter() + seconds
+    chosen: dict[str, str] = {}
+    _compile_ahead(program, bench, cache, seconds)
+    for place, step in enumerate(program.steps):
+        key = key_of(step)
+        if key not in chosen:
+            known = cache.find(step)
+            chosen[key] = known if known is not None and _works(bench, step, known) else _measured(step, bench, cache, end)
+        bench.bind(step, chosen[key])()
+        told((place + 1) / len(program.steps))
+    torch.cuda.synchronize(bench.device)
+    cache.save()
+    return chosen
+
+
+def _works(bench: Bench, step: Step, tactic: str) -> bool:
+    try:
+        bench.bind(step, tactic)()
+    except Exception:  # whatever cuDNN, Triton or torch raise: the tactic is timed anew
+        return False
+    return True
+
+
+def _compile_ahead(program: Program, bench: Bench, cache: TacticCache, seconds: float) -> None:
+    """Compile the Triton kernels that will be timed, several at a time: the assembler runs outside of Python."""
+    if not seconds:
+        return
+    jobs: dict[tuple[Any, ...], TritonCall] = {}
+    for step in {key_of(step): step for step in program.steps}.values():
+        if cache.find(step) is not None:
+            continue
+        for tactic in bench.tactics(step):
+            if tactic.startswith("triton"):
+                call = bench.bind(step, tactic)
+                if isinstance(call, TritonCall):
+                    jobs.setdefault(call.variant(), call)
+    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 2))) as pool:
+        list(pool.map(lambda call: call.compile(), jobs.values()))
+
+
+def _measured(step: Step, bench: Bench, cache: TacticCache, end: float) -> str:
+    """Return the fastest tactic of a step.
+
+    Raises:
+        BuildError: None works.
+    """
+    timed: list[tuple[float, str]] = []
+    failure: Exception | None = None
+    candidates = bench.tactics(step)
+    for tactic in candidates:
+        try:
+            call = bench.bind(step, tactic)
+            if len(candidates) == 1 or time.perf_counter() > end:
+                call()
+                if not timed:
+                    return tactic
+                break
+            timed.append((microseconds(call, bench.device), tactic))
+        except Exception as error:  # whatever cuDNN, Triton or torch raise: this tactic is out, others are left
+            failure = error
+    if not timed:
+        raise BuildError(f"no way to run {signature(step)[:200]} works here; the last failed with: {failure}")
+    best, tactic = min(timed)
+    cache.add(step, tactic, best)
+    return tactic
+
+
+def microseconds(call: Callable[[], None], device: torch.device) -> float:
+    """Return the time of a call on the GPU, in microseconds: the least of some replays of a graph with several launches."""
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        call()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            for _ in range(REPEATS):
+                call()
+        graph.replay()
+        times = []
+        for _ in range(ROUNDS):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(float(begin.elapsed_time(end)))
+    return min(times) * 1e3 / REPEATS
