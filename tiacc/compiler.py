@@ -17,6 +17,7 @@ from tiacc.errors import BuildError, InvalidArgumentError
 from tiacc.graph import exporter, importer, specs, torch_compat
 from tiacc.graph.regions import ImportResult, Region
 from tiacc.graph.types import TensorSpec
+from tiacc.model_graph import GraphNode, ModelGraph, nodes_of
 from tiacc.passes.base import Pass, PassContext
 from tiacc.passes.instruments import TimingInstrument
 from tiacc.report import FallbackRow, PassRow, SegmentRow
@@ -68,6 +69,7 @@ class Compiled:
         fallbacks: What stayed in Torch.
         warnings: Remarks for the report.
         dtypes: The number of operators by the dtype they compute in, those in engines.
+        graph: What was built, for the report.
     """
 
     module: torch.jit.ScriptModule
@@ -77,6 +79,7 @@ class Compiled:
     fallbacks: list[FallbackRow] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     dtypes: dict[torch.dtype, int] = field(default_factory=dict)
+    graph: ModelGraph = field(default_factory=ModelGraph)
 
 
 @dataclass(frozen=True)
@@ -152,12 +155,15 @@ def build(proposal: Proposal, plan: Plan, step: Step = lambda phase: None) -> Co
         )
     checked: set[int] = set()
     replacements = []
+    drawn: list[GraphNode] = []
     for item in proposal.regions:
         engines = _build_engines(item, imported, plan, compiled, step)
         graph = stitch.stitch(item.graph, item.partition, engines) if engines else item.graph
         replacements.append((item.region, graph))
+        drawn.extend(nodes_of(item.graph, item.partition, item.region.index, engines, len(drawn)))
         if item.region.path == "forward":
             checked |= _inputs_of_engines(item, engines)
+    compiled.graph = ModelGraph.of(drawn)
     step("export")
     exporter.replace_regions(imported.module, replacements)
     _add_input_check(imported, plan, checked)

@@ -219,6 +219,7 @@ class Job:
         report = self.report
         report.achieved_level = int(any(dtype in compiled.dtypes for dtype in (torch.float16, torch.bfloat16)))
         report.passes, report.segments, report.fallbacks = compiled.passes, compiled.segments, compiled.fallbacks
+        report.graph = compiled.graph
         report.warnings.extend(compiled.warnings)
 
     def _keep_input(self, file: models.TemporaryModel) -> torch.jit.ScriptModule:

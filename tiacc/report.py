@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tiacc.errors import InvalidArgumentError
+from tiacc.model_graph import ModelGraph
+from tiacc.report_html import as_frame, as_page
 from tiacc.report_view import as_html, as_text
 
 T = TypeVar("T")
@@ -224,6 +226,7 @@ class OptimizedReport:
         actions: What was done when accuracy or speed fell short, in order.
         warnings: What the user should know.
         seconds: How long `optimize` took.
+        graph: The graph that was built, to look at; None where the input model was kept as it is.
     """
 
     software_environment: list[Software]
@@ -244,6 +247,7 @@ class OptimizedReport:
     actions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: float | None = None
+    graph: ModelGraph | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -270,14 +274,15 @@ class OptimizedReport:
         Raises:
             InvalidArgumentError: The file cannot be written.
         """
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            temporary.write_text(self.to_json() + "\n", encoding="utf-8")
-            temporary.replace(target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise InvalidArgumentError(f"the report cannot be written to {target}: {error.strerror or error}") from error
+        _write(Path(path), self.to_json() + "\n")
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one page to look at, which needs no network: the gain, the graph of the model, passes and errors.
+
+        Raises:
+            InvalidArgumentError: The file cannot be written.
+        """
+        _write(Path(path), as_page(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> OptimizedReport:
@@ -297,7 +302,17 @@ class OptimizedReport:
         return as_text(self)
 
     def _repr_html_(self) -> str:
-        return as_html(self)
+        return as_html(self) + as_frame(self)
+
+
+def _write(target: Path, text: str) -> None:
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InvalidArgumentError(f"the report cannot be written to {target}: {error.strerror or error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -129,12 +129,17 @@ class RegionBuilder:
         self._constants.register_buffer(name, tensor)
         node = self._graph.get_attr(name)
         node.meta["val"] = torch_compat.fake_constant(self.knowledge.mode, tensor)
+        if value.debugName().startswith("self."):
+            node.meta["path"] = value.debugName().removeprefix("self.").rpartition(".")[0]  # the module that it is a weight of
         return whole(node, is_external=True)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Add a call to the region's graph and infer its value."""
         node = self._graph.call_function(target, args, kwargs)
         node.meta["source"] = self.source
+        owner = next((item.meta["path"] for item in node.all_input_nodes if item.op == "get_attr" and "path" in item.meta), None)
+        if owner is not None:
+            node.meta["path"] = owner
         before = len(torch_compat.fixed_symbols_of(self.knowledge.mode))
         try:
             specs.infer_call(self.knowledge.mode, node)

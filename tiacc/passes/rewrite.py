@@ -92,15 +92,14 @@ def add_call(
         anchor: The node before which to put the new one.
         target: The operator overload or scalar function to call.
         *args: Its positional arguments.
-        like: The node that the new one stands for, whose source line it takes; `anchor` if not given.
+        like: The node that the new one stands for, whose source line and module path it takes; `anchor` if not given.
         val: Its value, where known.
         **kwargs: Its keyword-only arguments.
     """
     with anchor.graph.inserting_before(anchor):
         node = anchor.graph.call_function(target, args, kwargs)
-    source = (like or anchor).meta.get("source")
-    if source:
-        node.meta["source"] = source
+    known = (like or anchor).meta
+    node.meta.update((key, known[key]) for key in ("source", "path") if known.get(key))
     if val is not None:
         node.meta["val"] = val
     return node
