@@ -64,9 +64,8 @@ class CudnnEngine:
         self._gm = gm
         self._lock = threading.RLock()
         self._programs: OrderedDict[Shapes, Program] = OrderedDict()
-        self._ready: OrderedDict[tuple[Shapes, int, int], Executable] = OrderedDict()
+        self._ready: dict[tuple[Shapes, int, int], Executable] = {}
         self._constants: dict[int, tuple[dict[str, torch.Tensor], Packed]] = {}
-        self._planned = {profile.opt for profile in profiles}
 
     def program(self, shapes: Shapes) -> Program:
         """Return the plan for a set of input shapes.
@@ -108,12 +107,18 @@ class CudnnEngine:
         if device.type != "cuda":
             support = library.availability()
             raise BackendUnavailableError(f"this engine runs on a GPU, and its input is on {device}{'' if support else '; ' + support.reason}")
-        with torch.cuda.device(device), torch.no_grad():
-            if torch.cuda.is_current_stream_capturing():
+        inputs = [tensor.detach() if tensor.requires_grad else tensor for tensor in inputs]
+        key = (tuple([tensor.shape for tensor in inputs]), device.index, torch.cuda.current_stream(device).cuda_stream)
+        if torch.cuda.is_current_stream_capturing():
+            with torch.cuda.device(device), torch.no_grad():
                 return self._recorded(inputs)
-            executable = self._executable(inputs, torch.cuda.current_stream(device).cuda_stream)
-            assert executable.region is not None
-            with executable.region.lock:
+        executable = self._ready.get(key)
+        if executable is not None and executable.is_captured:
+            with executable.lock:
+                return executable.replay(inputs)
+        with torch.cuda.device(device), torch.no_grad():
+            executable = self._executable(inputs, key[2])
+            with executable.lock:
                 if not executable.calls:
                     executable.bind(self.tactics)
                 return executable.run(inputs, with_graph=True)
@@ -164,14 +169,13 @@ class CudnnEngine:
         with self._lock:
             found = self._ready.get(key)
             if found is not None:
-                self._ready.move_to_end(key)
                 return found
             program = self.program(shapes)
             constants, packed = self._constants.setdefault(device.index, ({}, {}))
             probe = buffers.region(device, stream, _size_of(program))
             found = self._ready[key] = Executable(program, constants, packed, device, probe)
             while len(self._ready) > MAX_EXECUTABLES:
-                self._ready.popitem(last=False)
+                del self._ready[min(self._ready, key=lambda item: self._ready[item].last_run)]
             return found
 
     def _recorded(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

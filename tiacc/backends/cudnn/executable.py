@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Sequence
 
 import torch
@@ -33,7 +35,9 @@ class Executable:
         self.device = device
         self.region = region
         self.memory = memory_plan.assign(program)
+        self.lock = region.lock if region is not None else threading.Lock()
         self.runs = 0
+        self.last_run = time.monotonic()
         self._constants = constants
         self._bytes = (
             region.bytes if region is not None else torch.empty(max(self.memory.size_bytes, 1), dtype=torch.uint8, device=device)
@@ -73,7 +77,7 @@ class Executable:
         """Copy the inputs into their buffers, converted and laid out."""
         for place, tensor in zip(self._inputs, inputs):
             if place is not None:
-                place.copy_(tensor, non_blocking=True)
+                place.copy_(tensor)
 
     def steps(self) -> None:
         """Launch the steps one by one on the current stream."""
@@ -89,6 +93,21 @@ class Executable:
             self.steps()
         self._graph = graph
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether the steps are recorded."""
+        return self._graph is not None
+
+    def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Compute the outputs on the current stream by the graph that was recorded."""
+        for place, tensor in zip(self._inputs, inputs):
+            if place is not None:
+                place.copy_(tensor)
+        assert self._graph is not None
+        self._graph.replay()
+        self.last_run = time.monotonic()
+        return self.results()
+
     def run(self, inputs: Sequence[torch.Tensor], *, with_graph: bool) -> list[torch.Tensor]:
         """Compute the outputs on the current stream.
 
@@ -96,13 +115,11 @@ class Executable:
             inputs: The inputs, of the program's shapes.
             with_graph: Whether to record a graph when the steps have run once.
         """
-        self.fill(inputs)
-        if self._graph is None and with_graph and self.runs:
+        if with_graph and self.runs:
             self.capture()
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self.steps()
+            return self.replay(inputs)
+        self.fill(inputs)
+        self.steps()
         self.runs += 1
         return self.results()
 

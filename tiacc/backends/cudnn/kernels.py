@@ -10,6 +10,7 @@ import functools
 import hashlib
 import linecache
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,25 @@ def compiled(text: str) -> Any:
     scope: dict[str, Any] = {"tl": tl, "triton": triton, "__name__": "tiacc.backends.cudnn.generated"}
     exec(compile(text, name, "exec"), scope)  # the text is made here, of numbers and of the entries of a table
     return triton.jit(scope["kernel"])
+
+
+@functools.cache
+def may_overlap(device: torch.device) -> bool:
+    """Return whether a kernel may be set up on a device while the one before it ends ("programmatic dependent launch")."""
+    return OVERLAP and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+OVERLAP = os.environ.get("TIACC_CUDNN_OVERLAP", "1") != "0"
+"""Whether kernels are launched so that they overlap, where the GPU can."""
+
+
+def overlapped(source: str) -> str:
+    """Return a kernel that waits, before it reads or writes anything, for the kernel before it, and lets the next be set up meanwhile.
+
+    Every kernel waits, so that what was written two kernels ago is there as well.
+    """
+    head, _, rest = source.partition("\n")
+    return f"{head}\n    tl.extra.cuda.gdc_wait()\n    tl.extra.cuda.gdc_launch_dependents()\n{rest}"
 
 
 def is_wide(refs: Sequence[Ref]) -> bool:

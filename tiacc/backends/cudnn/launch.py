@@ -39,6 +39,8 @@ class Bench:
         self._packed = packed
         self._graphs: dict[int, tuple[Step, FusedGraph | None]] = {}
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
+        self._partial = torch.empty(0, device=device)
+        self._counters = torch.empty(0, dtype=torch.int32, device=device)
 
     def tactics(self, step: Step) -> list[str]:
         """Return the tactics of a step, the safest guess first."""
@@ -58,8 +60,8 @@ class Bench:
         graph = self.graph(step)
         if graph is not None:
             found = [f"cudnn:{plan}" for plan in graph.plans()] + found
-        if not step.transposed:
-            found += [f"triton:{','.join(map(str, tile))}" for tile in products.tiles(step)]
+        if products.has_product(step):
+            found += [f"triton:{tile}" for tile in products.tiles(step)]
         return found
 
     def bind(self, step: Step, tactic: str) -> Call:
@@ -103,6 +105,14 @@ class Bench:
             source = self.read(step.weight)
             packed = source.permute(2, 3, 0, 1) if layout == "depthwise" else source.permute(0, 2, 3, 1)
             self._packed[key] = packed.contiguous()
+        return self._packed[key]
+
+    def _product_weight(self, step: ConvStep) -> torch.Tensor:
+        if not step.transposed:
+            return self.weight(step)
+        key = (step.weight.buffer.name, "parity")
+        if key not in self._packed:
+            self._packed[key] = products.parity_weight(self.read(step.weight), step.stride, step.padding)
         return self._packed[key]
 
     def forget(self) -> None:
@@ -165,14 +175,22 @@ class Bench:
             block, warps = numbers
             tensors = [*self._storages((step.out, step.x)), self.weight(step), *self._storages(step.operands)]
             return TritonCall(products.depthwise(step), (-(-step.out.numel // block),), tensors, {"BLOCK": block}, warps, 2)
-        if isinstance(step, ConvStep) and not step.transposed:
-            high, wide, deep, warps, stages = numbers
-            text, sizes = products.product(step)
-            tensors = [*self._storages((step.out, step.x)), self.weight(step), *self._storages(step.operands)]
-            pixels = step.out.shape[0] * step.out.shape[2] * step.out.shape[3]
-            grid = (-(-pixels // high) * -(-(step.out.shape[1] // step.groups) // wide), step.groups)
-            return TritonCall(text, grid, [*tensors, *sizes], {"BM": high, "BN": wide, "BK": deep}, warps, stages)
+        if isinstance(step, ConvStep):
+            return self._product(step, products.Tile.parse(numbers))
         raise BuildError("this step has no kernel")
+
+    def _product(self, step: ConvStep, tile: products.Tile) -> Call:
+        text, sizes = products.product(step, tile)
+        tensors = [*self._storages((step.out, step.x)), self._product_weight(step), *self._storages(step.operands)]
+        if tile.split > 1:
+            numbers, counters = products.scratch_of(step, tile)
+            if numbers > self._partial.numel():
+                self._partial = torch.empty(numbers, dtype=torch.float32, device=self.device)
+            if counters > self._counters.numel():
+                self._counters = torch.zeros(counters, dtype=torch.int32, device=self.device)
+            tensors += [self._partial, self._counters]
+        constants = {"BM": tile.high, "BN": tile.wide, "BK": tile.deep}
+        return TritonCall(text, products.grid_of(step, tile), [*tensors, *sizes], constants, tile.warps, tile.stages)
 
     def _element_wise(self, text: str, out: Ref, others: tuple[Ref, ...], numbers: list[int]) -> Call:
         block, warps = numbers
@@ -196,10 +214,11 @@ class TritonCall:
     """
 
     def __init__(self, text: str, grid: tuple[int, ...], arguments: list[Any], sizes: dict[str, int], warps: int, stages: int) -> None:
-        self._text = text
+        overlaps = kernels.may_overlap(arguments[0].device)
+        self._text = text = kernels.overlapped(text) if overlaps else text
         self._grid = grid
         self._arguments = arguments
-        self._options: dict[str, int] = {**sizes, "num_warps": warps, "num_stages": stages}
+        self._options: dict[str, Any] = {**sizes, "num_warps": warps, "num_stages": stages, **({"launch_pdl": True} if overlaps else {})}
         self._kernel = kernels.compiled(text)
 
     def __call__(self) -> None:

@@ -285,6 +285,18 @@ class Planner:
             return Ref(ref.buffer, ref.shape, wanted, ref.offset)
         return self.store(Lazy(ref, ref.shape, ref.dtype), wanted)
 
+    def image(self, node: fx.Node) -> Ref:
+        """Return where an image is, with the channels of a pixel next to each other; pixels may be further apart than they need be."""
+        ref = self.realize(node, channels_last_strides(tuple(map(int, specs.tensor_of(node).shape))) if self.anchor(node) is None else None)
+        _, channels, height, width = ref.shape
+        _, c, h, w = ref.strides
+        vector = 16 // ref.dtype.itemsize
+        apart = [stride for size, stride in zip(ref.shape, ref.strides) if size > 1 and stride != 1]
+        is_aligned = ref.offset % vector == 0 and all(stride % vector == 0 for stride in apart)
+        if (channels == 1 or c == 1) and (width == 1 or w >= channels) and (height == 1 or h >= w * width) and is_aligned and channels > 1:
+            return ref
+        return self.as_laid_out(ref, channels_last_strides)
+
     def constant_of(self, node: Any) -> torch.Tensor | None:
         """Return the numbers of a node that is a constant."""
         if isinstance(node, fx.Node) and node.op == "get_attr":

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 
 from tiacc.backends.cudnn.body import triton_lines
 from tiacc.backends.cudnn.kernels import finish_window, load, text, window
@@ -25,30 +30,97 @@ def depthwise(step: ConvStep) -> str:
     return text(("out", "x", "weight", *operands, "BLOCK: tl.constexpr"), [*lines, *finish_window(step.out, step.operands, step.body, "acc")])
 
 
-def product(step: ConvStep) -> tuple[str, list[int]]:
+@dataclass(frozen=True)
+class Tile:
+    """How a sum of products is cut.
+
+    Attributes:
+        high: The pixels of a tile.
+        wide: Its output channels.
+        deep: The input channels that are read at a time.
+        warps: The warps of a program.
+        stages: How many reads are under way at a time.
+        early: Whether operands of the size of the result are read before the sum, so that the memory has time.
+        split: Into how many parts, each a program of its own, the sum is split.
+    """
+
+    high: int
+    wide: int
+    deep: int
+    warps: int
+    stages: int
+    early: bool = False
+    split: int = 1
+
+    @classmethod
+    def parse(cls, numbers: Sequence[int]) -> Tile:
+        """Return the tile that `__str__` wrote, as numbers."""
+        high, wide, deep, warps, stages, early, split = numbers
+        return cls(high, wide, deep, warps, stages, bool(early), split)
+
+    def __str__(self) -> str:
+        return f"{self.high},{self.wide},{self.deep},{self.warps},{self.stages},{int(self.early)},{self.split}"
+
+
+def product(step: ConvStep, tile: Tile) -> tuple[str, list[int]]:
     """Return the kernel of a convolution as a sum of matrix products over the taps of its kernel, and the numbers that it takes.
 
-    Its arguments are `out`, `x`, the weight ``(groups, K/groups, R, S, C/groups)``, the operands, the numbers, and the sizes of a tile:
-    ``BM`` pixels by ``BN`` output channels by ``BK`` input channels. Tiles are taken in columns of eight, so that those that run at the
-    same time share what they read.
+    Its arguments are `out`, `x`, the weight, the operands, two pieces of scratch memory (`Tile.split`), the numbers, and the sizes of a
+    tile. The weight is ``(groups, K/groups, R, S, C/groups)`` in memory, and that of a transposed convolution as `parity_weight` has it:
+    each of its output pixels depends on those taps alone that meet an input pixel, so that it is ``stride²`` small convolutions, one for
+    each kind of pixel. Tiles are taken in columns of eight, so that those that run at the same time share what they read.
     """
-    images, outputs, height, width = step.out.shape
-    _, inputs, x_height, x_width = step.x.shape
-    taps = step.weight.shape[2] * step.weight.shape[3]
-    groups = step.groups
-    deep, wide = inputs // groups, outputs // groups
-    is_point = step.is_point and is_rows(step.x)
-    precision = "'tf32'" if step.tf32 else "'ieee'"
+    shape = _Shape.of(step)
     names = [f"op{place}" for place in range(len(step.operands))]
     kinds = [operand_kind(ref) for ref in step.operands]
-    numbers = [images * height * width, wide, deep, row_of(step.x), row_of(step.out), height * width]
     parameters = ["M", "N", "K", "XROW", "OROW", "IMAGE"]
+    numbers = [shape.pixels, shape.wide, shape.deep, row_of(step.x), row_of(step.out), shape.image]
     for place, (ref, kind) in enumerate(zip(step.operands, kinds)):
         parameters.append(f"ROW{place}")
         numbers.append(row_of(ref) if kind == "full" else ref.strides[0] if kind == "image" else 0)
-    if not is_point:
+    if not shape.is_point:
         parameters += ["H", "W", "OW", "XN", "XH", "XW"]
-        numbers += [x_height, x_width, width, step.x.strides[0], step.x.strides[2], step.x.strides[3]]
+        numbers += [*step.x.shape[2:], shape.width, step.x.strides[0], step.x.strides[2], step.x.strides[3]]
+    early = [place for place, kind in enumerate(kinds) if kind == "full" and tile.early]
+    lines = [*_begin(step, shape), *(f"e{place} = {_raw(place, step.operands[place])}" for place in early)]
+    lines += _sum(step, shape, tile)
+    finish = [f"b{place} = {_operand(place, ref, kind, place in early)}" for place, (ref, kind) in enumerate(zip(step.operands, kinds))]
+    body, result = triton_lines(step.body, ["acc", *(f"b{place}" for place in range(len(names)))])
+    begin = f" + {step.out.offset}" if step.out.offset else ""
+    finish += [*body, f"tl.store(out{begin} + place[:, None].to(tl.int64) * OROW + channel, {result}.to(out.dtype.element_ty), mask=mask)"]
+    lines += finish if tile.split == 1 else _joined(tile, finish)
+    scratch = ["partial", "counters"] if tile.split > 1 else []
+    return text(["out", "x", "weight", *names, *scratch, *parameters, *(f"{size}: tl.constexpr" for size in ("BM", "BN", "BK"))], lines), numbers
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A convolution as matrix products: ``pixels`` by ``deep`` times ``deep`` by ``wide``, for each tap, `kinds` times."""
+
+    pixels: int
+    wide: int
+    deep: int
+    kinds: int
+    taps: tuple[int, int]
+    image: int
+    width: int
+    is_point: bool
+
+    @classmethod
+    def of(cls, step: ConvStep) -> _Shape:
+        images, outputs, height, width = step.out.shape
+        inputs, (rows, columns) = step.x.shape[1], step.weight.shape[2:]
+        if step.transposed:
+            sh, sw = step.stride
+            image = (height // sh) * (width // sw)
+            return cls(images * image, outputs, inputs, sh * sw, (rows // sh, columns // sw), image, width // sw, False)
+        deep, wide = inputs // step.groups, outputs // step.groups
+        is_point = step.is_point and is_rows(step.x)
+        return cls(images * height * width, wide, deep, step.groups, (rows, columns), height * width, width, is_point)
+
+
+def _begin(step: ConvStep, shape: _Shape) -> list[str]:
+    """Return the statements that find the tile, the pixels it reads and those it writes."""
     lines = [
         "pid = tl.program_id(0)",
         "rows = tl.cdiv(M, BM)",
@@ -63,60 +135,160 @@ def product(step: ConvStep) -> tuple[str, list[int]]:
         "k = tl.arange(0, BK)",
         "mmask = m < M",
         "nmask = nn < N",
+        "mask = mmask[:, None] & nmask[None, :]",
+        "image = m // IMAGE",
         "acc = tl.zeros((BM, BN), tl.float32)",
-        f"filters = weight + (group * N + nn[None, :]) * (K * {taps})" if groups > 1 else f"filters = weight + nn[None, :] * (K * {taps})",
     ]
+    count = shape.taps[0] * shape.taps[1]
+    filters = f"nn[None, :] * (K * {count})" if shape.kinds == 1 else f"(group * N + nn[None, :]) * (K * {count})"
+    lines.append(f"filters = weight + {filters}")
     start = f" + {step.x.offset}" if step.x.offset else ""
-    shift = " + group * K" if groups > 1 else ""
-    dot = f"acc = tl.dot(a, b, acc, input_precision={precision})"
-    if is_point:
-        lines += [
-            f"pixels = x{start} + m[:, None].to(tl.int64) * XROW",
-            "for k0 in range(0, K, BK):",
-            "    kk = k0 + k",
-            "    a = tl.load(pixels + kk[None, :], mask=mmask[:, None] & (kk < K)[None, :], other=0.0)",
-            "    b = tl.load(filters + kk[:, None], mask=nmask[None, :] & (kk < K)[:, None], other=0.0)",
-            f"    {dot}",
+    if shape.is_point:
+        return [*lines, f"pixels = x{start} + m[:, None].to(tl.int64) * XROW", "place = m", "channel = nn[None, :]"]
+    lines.append("pixel = m % IMAGE")
+    if step.transposed:
+        (sh, sw), (ph, pw) = step.stride, step.padding
+        height, width = step.out.shape[2:]
+        return [
+            *lines,
+            f"down = group // {sw}",
+            f"right = group % {sw}",
+            f"top = pixel // OW + (down + {ph}) // {sh} - {shape.taps[0] - 1}",
+            f"left = pixel % OW + (right + {pw}) // {sw} - {shape.taps[1] - 1}",
+            f"base = x{start} + image.to(tl.int64) * XN",
+            f"place = image * {height * width} + ((pixel // OW) * {sh} + down) * {width} + (pixel % OW) * {sw} + right",
+            "channel = nn[None, :]",
         ]
-    else:
-        lines += [
-            "image = m // IMAGE",
-            "pixel = m % IMAGE",
-            f"top = (pixel // OW) * {step.stride[0]} - {step.padding[0]}",
-            f"left = (pixel % OW) * {step.stride[1]} - {step.padding[1]}",
-            f"base = x{start} + image.to(tl.int64) * XN{shift}",
-            f"for tap in range(0, {taps}):",
-            f"    h = top + (tap // {step.weight.shape[3]}) * {step.dilation[0]}",
-            f"    w = left + (tap % {step.weight.shape[3]}) * {step.dilation[1]}",
-            "    inside = mmask & (h >= 0) & (h < H) & (w >= 0) & (w < W)",
-            "    pixels = base + h * XH + w * XW",
+    shift = " + group * K" if shape.kinds > 1 else ""
+    return [
+        *lines,
+        f"top = (pixel // OW) * {step.stride[0]} - {step.padding[0]}",
+        f"left = (pixel % OW) * {step.stride[1]} - {step.padding[1]}",
+        f"base = x{start} + image.to(tl.int64) * XN{shift}",
+        "place = m",
+        "channel = (group * N + nn)[None, :]" if shape.kinds > 1 else "channel = nn[None, :]",
+    ]
+
+
+def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
+    """Return the loop over taps and input channels, or over one part of it."""
+    dot = f"acc = tl.dot(a, b, acc, input_precision={repr('tf32') if step.tf32 else repr('ieee')})"
+    if shape.is_point:
+        steps = ["kk = k0 + k"]
+        read = ["a = tl.load(pixels + kk[None, :], mask=mmask[:, None] & (kk < K)[None, :], other=0.0)"]
+        filters = "b = tl.load(filters + kk[:, None], mask=nmask[None, :] & (kk < K)[:, None], other=0.0)"
+        if tile.split == 1:
+            return ["for k0 in range(0, K, BK):", *(f"    {line}" for line in (*steps, *read, filters, dot))]
+        loop = ["part = tl.program_id(2)", f"each = tl.cdiv(tl.cdiv(K, BK), {tile.split}) * BK"]
+        return [
+            *loop,
+            "for k0 in range(part * each, tl.minimum((part + 1) * each, K), BK):",
+            *(f"    {line}" for line in (*steps, *read, filters, dot)),
+        ]
+    tap = [
+        f"h = top + (tap // {shape.taps[1]}) * {1 if step.transposed else step.dilation[0]}",
+        f"w = left + (tap % {shape.taps[1]}) * {1 if step.transposed else step.dilation[1]}",
+        "inside = mmask & (h >= 0) & (h < H) & (w >= 0) & (w < W)",
+        "pixels = base + h * XH + w * XW",
+    ]
+    inner = [
+        "kk = k0 + k",
+        "a = tl.load(pixels[:, None] + kk[None, :], mask=inside[:, None] & (kk < K)[None, :], other=0.0)",
+        "b = tl.load(filters + (tap * K + kk)[:, None], mask=nmask[None, :] & (kk < K)[:, None], other=0.0)",
+        dot,
+    ]
+    count = shape.taps[0] * shape.taps[1]
+    if tile.split == 1:
+        return [
+            f"for tap in range(0, {count}):",
+            *(f"    {line}" for line in tap),
             "    for k0 in range(0, K, BK):",
-            "        kk = k0 + k",
-            "        a = tl.load(pixels[:, None] + kk[None, :], mask=inside[:, None] & (kk < K)[None, :], other=0.0)",
-            "        b = tl.load(filters + (tap * K + kk)[:, None], mask=nmask[None, :] & (kk < K)[:, None], other=0.0)",
-            f"        {dot}",
+            *(f"        {line}" for line in inner),
         ]
-    lines += ["mask = mmask[:, None] & nmask[None, :]", "channel = (group * N + nn)[None, :]"]
-    if "image" in kinds and is_point:
-        lines.append("image = m // IMAGE")
-    for place, (ref, kind) in enumerate(zip(step.operands, kinds)):
-        lines.append(f"b{place} = {_operand(place, ref, kind)}")
-    body, result = triton_lines(step.body, ["acc", *(f"b{place}" for place in range(len(names)))])
-    begin = f" + {step.out.offset}" if step.out.offset else ""
-    lines += [*body, f"tl.store(out{begin} + m[:, None].to(tl.int64) * OROW + channel, {result}.to(out.dtype.element_ty), mask=mask)"]
-    parameters = ["out", "x", "weight", *names, *parameters, "BM: tl.constexpr", "BN: tl.constexpr", "BK: tl.constexpr"]
-    return text(parameters, lines), numbers
+    return [
+        "part = tl.program_id(2)",
+        "blocks = tl.cdiv(K, BK)",
+        f"each = tl.cdiv({count} * blocks, {tile.split})",
+        f"for index in range(part * each, tl.minimum((part + 1) * each, {count} * blocks)):",
+        "    tap = index // blocks",
+        "    k0 = (index % blocks) * BK",
+        *(f"    {line}" for line in (*tap, *inner)),
+    ]
 
 
-def _operand(place: int, ref: Ref, kind: str | None) -> str:
+def _joined(tile: Tile, finish: Sequence[str]) -> list[str]:
+    """Return the end of a kernel whose sum is split: the program that comes last at a tile adds up what all have left there.
+
+    The counter of the tile is 0 again afterwards. The partial sums are written before the counter is raised, and read after it is
+    seen, by the order that an atomic operation with acquire and release semantics gives; they are read from the cache that all share.
+    """
+    return [
+        "tile = group * rows * columns + pid",
+        "inner = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]",
+        f"tl.store(partial + (tile * {tile.split} + part) * (BM * BN) + inner, acc)",
+        "tl.debug_barrier()",
+        "before = tl.atomic_add(counters + tile, 1, sem='acq_rel')",
+        f"if before == {tile.split - 1}:",
+        "    acc = tl.zeros((BM, BN), tl.float32)",
+        f"    for other in range({tile.split}):",
+        f"        acc += tl.load(partial + (tile * {tile.split} + other) * (BM * BN) + inner, cache_modifier='.cg')",
+        "    tl.store(counters + tile, 0)",
+        *(f"    {line}" for line in finish),
+    ]
+
+
+def _raw(place: int, ref: Ref) -> str:
+    begin = f" + {ref.offset}" if ref.offset else ""
+    return f"tl.load(op{place}{begin} + place[:, None].to(tl.int64) * ROW{place} + channel, mask=mask)"
+
+
+def _operand(place: int, ref: Ref, kind: str | None, is_read: bool) -> str:
     name = f"op{place}"
+    if is_read:
+        return f"e{place}.to(tl.float32)" if ref.dtype.is_floating_point else f"(e{place} != 0)"
     if kind == "scalar":
         return load(name, "(m0 * 0)", "m0 < M", ref)
     if kind == "channel":
         return load(name, "channel", "nmask[None, :]", ref)
     if kind == "image":
         return load(name, f"image[:, None] * ROW{place} + channel", "mask", ref)
-    return load(name, f"m[:, None].to(tl.int64) * ROW{place} + channel", "mask", ref)
+    return load(name, f"place[:, None].to(tl.int64) * ROW{place} + channel", "mask", ref)
+
+
+def has_product(step: ConvStep) -> bool:
+    """Return whether `product` has a kernel for a convolution."""
+    if not step.transposed:
+        return not step.is_depthwise
+    sizes = zip(step.stride, step.weight.shape[2:], step.out.shape[2:], step.padding)
+    return step.groups == 1 and step.dilation == (1, 1) and all(
+        taps % stride == 0 and size % stride == 0 and stride > 1 for stride, taps, size, _ in sizes
+    )
+
+
+def parity_weight(weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> torch.Tensor:
+    """Return the weight ``(C, K, R, S)`` of a transposed convolution as ``(stride², K, R/stride, S/stride, C)``.
+
+    Output pixel ``stride·i + a`` meets input pixel ``i + (a + padding) // stride - t`` by tap ``(a + padding) % stride + stride·t``; the taps
+    are turned round, so that they read forwards.
+    """
+    parts = []
+    for down in range(stride[0]):
+        for right in range(stride[1]):
+            rows = weight[:, :, (down + padding[0]) % stride[0] :: stride[0], (right + padding[1]) % stride[1] :: stride[1]]
+            parts.append(rows.flip(2, 3).permute(1, 2, 3, 0))
+    return torch.stack(parts).contiguous()
+
+
+def scratch_of(step: ConvStep, tile: Tile) -> tuple[int, int]:
+    """Return how many float32 numbers and how many counters a split sum needs."""
+    count = math.prod(grid_of(step, tile)[:2])
+    return count * tile.split * tile.high * tile.wide, count
+
+
+def grid_of(step: ConvStep, tile: Tile) -> tuple[int, int, int]:
+    """Return how many programs run in each dimension of the grid."""
+    shape = _Shape.of(step)
+    return (-(-shape.pixels // tile.high) * -(-shape.wide // tile.wide), shape.kinds, tile.split)
 
 
 def is_rows(ref: Ref) -> bool:
@@ -133,24 +305,35 @@ def row_of(ref: Ref) -> int:
     return ref.strides[3] if width > 1 else ref.strides[2] if height > 1 else ref.strides[0] if images > 1 else channels
 
 
-def tiles(step: ConvStep) -> list[tuple[int, int, int, int, int]]:
-    """Return the sizes of tiles worth trying for a convolution: ``(BM, BN, BK, warps, stages)``."""
-    pixels = step.out.shape[0] * step.out.shape[2] * step.out.shape[3]
-    wide = step.out.shape[1] // step.groups
-    deep = step.x.shape[1] // step.groups
-    if step.x.dtype.itemsize == 4:
-        table = _TILES_FP32
-    else:
-        table = _TILES
-    useful = [
-        tile
-        for tile in table
-        if tile[0] <= max(16, 2 * pixels) and tile[1] <= max(16, 2 * wide) and tile[2] <= max(32, 2 * deep)
-        and (tile[0] * tile[1] >= 64 * 64 or -(-pixels // 64) * -(-wide // 64) * step.groups < 264)
-        and (tile[0] * tile[1] < 128 * 128 or -(-pixels // 128) * -(-wide // 128) * step.groups >= 66)
-    ]
-    return useful or [table[0]]
+def tiles(step: ConvStep) -> list[Tile]:
+    """Return the tiles worth trying for a convolution.
 
+    Few pixels leave most of the GPU idle: small tiles, and sums in parts. Many leave it waiting for memory: large tiles, and operands
+    that are asked for before the sum.
+    """
+    shape = _Shape.of(step)
+    steps = shape.taps[0] * shape.taps[1] * -(-shape.deep // 64)
+    has_full = any(operand_kind(ref) == "full" for ref in step.operands)
+    found: list[Tile] = []
+    for sizes in _TILES_FP32 if step.x.dtype.itemsize == 4 else _TILES:
+        high, wide, deep = sizes[:3]
+        if high > max(16, 2 * shape.pixels) or wide > max(16, 2 * shape.wide) or deep > max(32, 2 * shape.deep):
+            continue
+        count = -(-shape.pixels // high) * -(-shape.wide // wide) * shape.kinds
+        if (high * wide < 64 * 64 and count > 8 * MULTIPROCESSORS) or (high * wide >= 128 * 128 and count < MULTIPROCESSORS // 2):
+            continue
+        tile = Tile(*sizes)
+        found.append(tile)
+        if has_full and steps <= 8 and count >= MULTIPROCESSORS:
+            found.append(dataclasses.replace(tile, early=True))
+        for split in (2, 4, 8, 16):
+            if count * split <= 4 * MULTIPROCESSORS and count * split >= MULTIPROCESSORS // 4 and steps >= 2 * split:
+                found.append(dataclasses.replace(tile, split=split))
+    return found or [Tile(*_TILES[0])]
+
+
+MULTIPROCESSORS = 132
+"""About how many programs run at a time, one a multiprocessor; an H100 or H200 has so many."""
 
 _TILES: Sequence[tuple[int, int, int, int, int]] = (
     (16, 64, 128, 4, 4),
@@ -158,14 +341,14 @@ _TILES: Sequence[tuple[int, int, int, int, int]] = (
     (32, 64, 64, 4, 4),
     (64, 32, 64, 4, 4),
     (64, 64, 64, 4, 4),
-    (64, 64, 128, 4, 3),
     (64, 128, 64, 4, 4),
+    (128, 64, 64, 4, 2),
     (128, 64, 64, 4, 4),
+    (128, 128, 64, 8, 2),
     (128, 128, 64, 8, 3),
     (128, 256, 64, 8, 3),
-    (256, 128, 64, 8, 3),
-    (64, 256, 64, 8, 3),
     (256, 64, 64, 8, 3),
+    (256, 128, 64, 8, 3),
 )
 _TILES_FP32: Sequence[tuple[int, int, int, int, int]] = (
     (16, 64, 64, 4, 3),

@@ -65,7 +65,7 @@ def _convolution(planner: Planner, node: fx.Node, args: dict[str, Any]) -> Lazy 
         weight = weight.unsqueeze(2)
         ref = _image_of_rows(planner, source)
     else:
-        ref = planner.channels_last(source)
+        ref = planner.image(source)
     shape = _shape(node)
     image = shape if rank == 2 else (shape[0], shape[1], 1, shape[2])
     step = ConvStep(
