@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import tiacc
+from tests.helpers import forget_later
 from tiacc import cli
 from tiacc.backends.base import Support
 from tiacc.errors import AccuracyError
 from tiacc.options import Options
-from tiacc.passes.base import Pass, PassResult
+from tiacc.passes import RewriteRule
+from tiacc.passes.base import Pass, PassResult, passes, register
 from tiacc.registry import Registry
 from tiacc.report import DataInfo, HardwareEnvironment, OptimizedReport, PassRow
 from tiacc.shapes import parse_input_shapes
@@ -298,6 +300,50 @@ def test_a_model_from_file_to_file(tmp_path, capsys):
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "fast.pt")(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_passes_are_watched(tmp_path, capsys):
+    torch.jit.save(torch.jit.script(Net().eval()), tmp_path / "model.pt")
+    words = ["explain", str(tmp_path / "model.pt"), "--device", "cpu", "--shape", "2*3*16*16", "--backend", "reference", "--json"]
+    assert cli.main([*words, "--dump", str(tmp_path / "dump"), "--verify-each", "--stop-after", "fold-batch-norm"]) == 0
+    ran = [row["name"] for row in json.loads(capsys.readouterr().out)["passes"]]
+    assert ran[-1] == "fold-batch-norm"
+    dumps = sorted(path.name for path in (tmp_path / "dump").iterdir())
+    assert dumps[0] == "000-input.txt" and dumps[-1].endswith("-fold-batch-norm.txt")
+    assert "aten.batch_norm" in (tmp_path / "dump" / dumps[0]).read_text()
+    assert "aten.batch_norm" not in (tmp_path / "dump" / dumps[-1]).read_text()
+    assert cli.main([*words, "--fuel", "0"]) == 0
+    assert sum(row["changes"] for row in json.loads(capsys.readouterr().out)["passes"]) == 0
+
+
+def test_a_pass_that_changes_the_numbers_is_found(tmp_path, capsys, monkeypatch):
+    forget_later(monkeypatch, passes)
+    register(RewriteRule("test-wrong", lambda x: torch.ops.aten.relu(x), lambda x: torch.ops.aten.gelu(x)))
+    torch.jit.save(torch.jit.script(torch.nn.Sequential(torch.nn.ReLU())), tmp_path / "model.pt")
+    words = ["explain", str(tmp_path / "model.pt"), "--device", "cpu", "--shape", "2*3", "-o", "passes=+test-wrong"]
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--verify-each"]) == cli.REFUSED
+    assert "after pass test-wrong (1 changes) result 0 of the graph has a relative error of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stop-after", "fold-batchnorm"], "the pipeline has no pass 'fold-batchnorm'; did you mean 'fold-batch-norm'"),
+        (["--fuel", "-1"], "the option fuel is -1"),
+        (["--dump", __file__], "which is no directory"),
+    ],
+)
+def test_wrong_ways_to_watch_are_refused(tmp_path, capsys, words, message):
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "model.pt")
+    assert cli.main(["explain", str(tmp_path / "model.pt"), "--shape", "2", "--device", "cpu", *words]) == cli.REFUSED
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_of_a_report(optimizer, tmp_path):
+    assert cli.main(["optimize", "model.pt", "--html", str(tmp_path / "report.html"), "--quiet"]) == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert cli.main(["optimize", "model.pt", "--html", str(tmp_path / "missing" / "report.html")]) == cli.REFUSED
 
 
 def test_an_error_of_the_real_optimize(tmp_path, capsys):

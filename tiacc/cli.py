@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     optimize.add_argument("--data", type=Path, metavar="FILE", help="test data: a list of tuples of tensors, by torch.save")
     optimize.add_argument("--save", metavar="FILE", help="where to save the optimized model, .pt or .pth")
     optimize.add_argument("--report", type=Path, metavar="FILE", help="where to save the report as JSON")
+    optimize.add_argument("--html", type=Path, metavar="FILE", help="where to save the report as a page to look at")
     optimize.add_argument("--quiet", action="store_true", help="show no progress and print no report")
     _add_json(optimize)
 
@@ -128,13 +129,19 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="any other field of tiacc.Options",
     )
+    debugging = parser.add_argument_group("watching the passes")
+    debugging.add_argument("--dump", type=Path, metavar="DIR", help="write the graph as text, first and after each pass that changed it")
+    debugging.add_argument("--verify-each", action="store_true", help="check the graph's form and numbers after each pass that changed it")
+    debugging.add_argument("--stop-after", metavar="NAME", help="run no pass behind this one")
+    debugging.add_argument("--fuel", type=int, metavar="N", help="let the passes make N rewrites, to bisect which one breaks a model")
 
 
 def _optimize(arguments: argparse.Namespace) -> str:
     import tiacc
 
-    if arguments.report is not None:
-        _check_writable(arguments.report)
+    for path in (arguments.report, arguments.html):
+        if path is not None:
+            _check_writable(path)
     fields = _option_fields(arguments)
     if arguments.quiet:
         fields["verbose"] = False
@@ -149,6 +156,8 @@ def _optimize(arguments: argparse.Namespace) -> str:
     )
     if arguments.report is not None:
         report.save_json(arguments.report)
+    if arguments.html is not None:
+        report.save_html(arguments.html)
     if arguments.quiet:
         return ""
     return report.to_json() if arguments.json else str(report)
@@ -296,8 +305,25 @@ def _option_fields(arguments: argparse.Namespace) -> dict[str, Any]:
         if not equals:
             raise InvalidArgumentError(f"--option is {text!r}; write NAME=VALUE, as in -o tolerance=1e-3")
         fields[name.strip().replace("-", "_")] = _value(value.strip())
+    fields.update((name, getattr(arguments, name)) for name in ("stop_after", "fuel") if getattr(arguments, name) is not None)
+    instruments = [*_instruments(arguments)]
+    if instruments:
+        fields["instruments"] = instruments
     Options.from_fields(**fields)  # before the work begins
     return fields
+
+
+def _instruments(arguments: argparse.Namespace) -> Iterator[Any]:
+    from tiacc.graph.verifier import verify
+    from tiacc.passes.instruments import CompareInstrument, DumpInstrument, VerifyInstrument
+
+    if arguments.dump is not None:
+        if arguments.dump.exists() and not arguments.dump.is_dir():
+            raise InvalidArgumentError(f"--dump is {arguments.dump}, which is no directory")
+        yield DumpInstrument(arguments.dump)
+    if arguments.verify_each:
+        yield VerifyInstrument(verify)
+        yield CompareInstrument()
 
 
 def _value(text: str) -> Any:

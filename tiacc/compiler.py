@@ -18,7 +18,7 @@ from tiacc.graph import exporter, importer, specs, torch_compat
 from tiacc.graph.regions import ImportResult, Region
 from tiacc.graph.types import TensorSpec
 from tiacc.model_graph import GraphNode, ModelGraph, nodes_of
-from tiacc.passes.base import Pass, PassContext
+from tiacc.passes.base import Fuel, Instrument, Pass, PassContext
 from tiacc.passes.instruments import TimingInstrument
 from tiacc.report import FallbackRow, PassRow, SegmentRow
 from tiacc.runtime import blob as envelope
@@ -43,6 +43,8 @@ class Plan:
         workspace_bytes: For engines.
         build_options: For backends.
         keep_methods: Methods to keep that ``forward`` calls.
+        fuel: The number of rewrites that passes may make; None for any.
+        instruments: What watches the passes.
     """
 
     inputs: tuple[Any, ...]
@@ -55,6 +57,8 @@ class Plan:
     workspace_bytes: int = 1 << 30
     build_options: dict[str, Any] = field(default_factory=dict)
     keep_methods: tuple[str, ...] = ()
+    fuel: int | None = None
+    instruments: tuple[Instrument, ...] = ()
 
 
 @dataclass
@@ -131,9 +135,10 @@ def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phas
     proposals: list[RegionProposal] = []
     rows: list[PassRow] = []
     step("passes")
+    fuel = None if plan.fuel is None else Fuel(plan.fuel)
     for region in imported.regions:
         timing = TimingInstrument()
-        gm = plan.pipeline(region.graph, PassContext(device=plan.device, instruments=(timing,))).graph
+        gm = plan.pipeline(region.graph, PassContext(plan.device, fuel, (timing, *plan.instruments))).graph
         rows.extend(PassRow(row.name, row.changes, row.ms, region.index) for row in timing.totals())
         partition = partitioner.partition(gm, plan.backends, min_segment_nodes=plan.min_segment_nodes)
         proposals.append(RegionProposal(region, gm, partition))

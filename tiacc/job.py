@@ -337,6 +337,8 @@ def plan_of(
         built_for=None if is_here else device.type,
         min_segment_nodes=settings.min_segment_nodes,
         keep_methods=settings.keep_methods,
+        fuel=settings.fuel,
+        instruments=settings.instruments,
         workspace_bytes=settings.workspace_bytes,
         build_options={
             "num_threads": settings.num_threads or torch.get_num_threads(),
@@ -354,7 +356,7 @@ def _torch_uses_tf32() -> bool:
 
 
 def _pipeline(level: int, device: torch.device, half: torch.dtype | None, settings: Options) -> Pass:
-    return edits.choose(settings.passes, lambda: pipelines.pipeline(level, device, half, settings.keep_fp32))
+    return edits.choose(settings.passes, lambda: pipelines.pipeline(level, device, half, settings.keep_fp32), settings.stop_after)
 
 
 def _abstract_inputs(model: torch.jit.ScriptModule, inputs: ModelInputs, device: torch.device) -> tuple[Any, ...]:

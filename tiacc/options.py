@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from tiacc.errors import InvalidArgumentError
+from tiacc.passes.base import Instrument
 from tiacc.passes.edits import PipelineEdits
 
 DEFAULT_TOLERANCE: dict[str, float] = {
@@ -61,6 +62,9 @@ class Options:
             ``"fold-batch-norm, cast-half{dtype=bf16}"``. Or tiacc's own with changes:
             ``tiacc.passes.default().before("cast-half", my_pass)``, as text ``"+my-pass before cast-half"``; see
             `tiacc.passes.edits`. None: the default pipeline of the level.
+        stop_after: The name of a pass, behind whose last run no further pass runs. None: all run.
+        fuel: The number of rewrites that passes may make, all together, to bisect which one breaks a model. None: any.
+        instruments: What watches the passes run; see `tiacc.passes.instruments`.
         tolerance: The largest relative error of an output: one number, or a table like `DEFAULT_TOLERANCE`, which gives the
             values that it lacks. None: that table.
         on_accuracy_failure: What happens when an output is off by more: ``"repair"`` keeps the guilty operators in float32,
@@ -84,7 +88,10 @@ class Options:
     backend: str | tuple[str, ...] = "auto"
     half_dtype: torch.dtype | None = None
     keep_fp32: tuple[str, ...] = ()
-    passes: str | Sequence[Any] | None = None
+    passes: str | PipelineEdits | Sequence[Any] | None = None
+    stop_after: str | None = None
+    fuel: int | None = None
+    instruments: tuple[Instrument, ...] = ()
     tolerance: Mapping[str, float] | float | None = None
     on_accuracy_failure: Literal["repair", "raise"] = "repair"
     require_speedup: float | None = None
@@ -197,6 +204,20 @@ def _passes(name: str, value: Any) -> Any:
     return tuple(value)
 
 
+def _stop_after(name: str, value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and value.strip()):
+        raise _wrong(name, value, "the name of a pass, or None")
+    return value
+
+
+def _instruments(name: str, value: Any) -> tuple[Instrument, ...]:
+    items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    for item in items:
+        if not all(callable(getattr(item, method, None)) for method in ("before", "after")):
+            raise _wrong(name, value, f"instruments, which have the methods before and after, and {item!r} has not")
+    return items
+
+
 def _is_pass(value: Any) -> bool:
     return callable(value) or hasattr(value, "pass_class")
 
@@ -273,6 +294,9 @@ _NORMALISE: dict[str, Callable[[str, Any], Any]] = {
     "half_dtype": _half_dtype,
     "keep_fp32": _names,
     "passes": _passes,
+    "stop_after": _stop_after,
+    "fuel": _optional(_count(0)),
+    "instruments": _instruments,
     "tolerance": _tolerance,
     "on_accuracy_failure": _on_accuracy_failure,
     "require_speedup": _optional(_positive),

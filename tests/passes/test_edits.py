@@ -131,6 +131,19 @@ def test_an_order_that_a_pass_forbids_is_refused():
         choose(default().before("remove-dropout", constrained), lambda: pipeline(0, CPU))
 
 
+def test_stop_after():
+    def stopped(name, level=1, chosen=None):
+        return [leaf.name for leaf in choose(chosen, lambda: pipeline(level, CPU), name).leaves()]
+
+    assert stopped("fold-batch-norm") == USUAL[: USUAL.index("fold-batch-norm") + 1]
+    assert stopped("fold-constants") == USUAL[:4]  # its round ends
+    assert stopped("cast-half", level=0) == [leaf.name for leaf in pipeline(0, CPU).leaves()]
+    assert stopped("test-silu", chosen=default().before("fold-batch-norm", RULE))[-1] == "test-silu"
+    assert stopped("test-silu", chosen="(fold-constants, (test-silu, test-count)), fold-constants") == ["fold-constants", "test-silu"]
+    with pytest.raises(InvalidArgumentError, match="the pipeline has no pass 'fold-batchnorm'; did you mean 'fold-batch-norm'"):
+        stopped("fold-batchnorm")
+
+
 def test_a_function_is_a_pass_with_options():
     assert str(as_pass("test-count{least=3}")) == "test-count{least=3}"
     assert as_pass(test_count) == as_pass("test-count")

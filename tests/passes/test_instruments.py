@@ -10,7 +10,8 @@ import torch
 from tests.helpers import Dim, Sketch
 from tiacc.errors import PostconditionError
 from tiacc.passes.base import Pass, PassContext, PassResult
-from tiacc.passes.instruments import DumpInstrument, PassRow, TimingInstrument, VerifyInstrument, graph_text
+from tiacc.passes.cast_half import CastHalf
+from tiacc.passes.instruments import CompareInstrument, DumpInstrument, PassRow, TimingInstrument, VerifyInstrument, graph_text
 from tiacc.passes.manager import PassManager
 
 aten = torch.ops.aten
@@ -101,3 +102,39 @@ def test_graph_text_has_types_and_source_lines():
         "relu_default_1: float32[2, n=1..8] = aten.relu.default(mul_tensor)",
         "return mul_tensor, relu_default_1",
     ]
+
+
+def test_each_graph_is_dumped_from_its_beginning(tmp_path):
+    dump = DumpInstrument(tmp_path)
+    for _ in range(2):
+        PASSES(graph(), PassContext(instruments=(dump,)))
+    names = ["000-input.txt", "001-test-swap.txt", "003-test-swap.txt", "003-input.txt", "004-test-swap.txt", "006-test-swap.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_compare_finds_the_pass_after_which_the_numbers_differ():
+    same = PassManager((Swap("relu", "relu"),))
+    same(graph(), PassContext(instruments=(CompareInstrument(),)))
+    with pytest.raises(PostconditionError, match=r"after pass test-swap.* \(2 changes\) result 0 of the graph has a relative error of"):
+        PASSES(graph(), PassContext(instruments=(CompareInstrument(),)))
+
+
+def test_compare_begins_anew_with_each_graph():
+    compare = CompareInstrument()
+    for _ in range(2):
+        PassManager((Swap("relu", "relu"),))(graph(), PassContext(instruments=(compare,)))
+    other = graph()
+    Swap("relu", "tanh")(other)
+    PassManager((Swap("tanh", "tanh"),))(other, PassContext(instruments=(compare,)))
+
+
+def test_compare_allows_for_half_precision_and_leaves_random_graphs():
+    sketch = Sketch()
+    x = sketch.input("x", 16, 16)
+    gm = sketch.output(sketch.call(aten.mm.default, x, x))
+    PassManager((CastHalf(torch.bfloat16),))(gm, PassContext(instruments=(CompareInstrument(),)))
+    assert any(node.meta["val"].dtype == torch.bfloat16 for node in gm.graph.nodes if node.op == "call_function")
+    sketch = Sketch()
+    x = sketch.input("x", 4)
+    gm = sketch.output(sketch.call(aten.relu.default, sketch.call(aten.dropout.default, x, 0.5, True)))
+    PassManager((Swap("relu", "exp"),))(gm, PassContext(instruments=(CompareInstrument(),)))

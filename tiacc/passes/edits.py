@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,19 +95,8 @@ class PipelineEdits:
         if kind != "without" and not items:
             raise InvalidArgumentError(f"{kind}({name!r}) is given no pass to put in")
         if name:
-            self._check_name(name)
+            _check_known(name, (leaf for edit in self.edits for leaf in PassManager(edit.passes).leaves()))
         return dataclasses.replace(self, edits=(*self.edits, Edit(kind, name, tuple(map(as_pass, items)))))
-
-    def _check_name(self, name: str) -> None:
-        from tiacc.passes.pipelines import pipeline
-
-        ours = pipeline(1, torch.device("cpu")).leaves()
-        added = (leaf for edit in self.edits for leaf in PassManager(edit.passes).leaves())
-        known = list(dict.fromkeys(pass_.name for pass_ in (*ours, *added)))
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise InvalidArgumentError(f"the default pipeline has no pass {name!r}{hint} It has {', '.join(known)}")
 
     def resolve(self, manager: PassManager) -> PassManager:
         """Return a pipeline with these changes.
@@ -160,27 +149,51 @@ def as_pass(item: Any) -> Pass:
     return pass_class(item)()
 
 
-def choose(chosen: Any, usual: Callable[[], PassManager]) -> PassManager:
-    """Return the pipeline that the option ``passes`` asks for.
+def choose(chosen: Any, usual: Callable[[], PassManager], stop_after: str | None = None) -> PassManager:
+    """Return the pipeline that the options ``passes`` and ``stop_after`` ask for.
 
     Args:
         chosen: None, text, `PipelineEdits`, or a sequence of what `as_pass` takes.
         usual: Makes the default pipeline.
+        stop_after: The pass behind whose last run the pipeline ends. One that another level of the default pipeline has ends nothing.
 
     Raises:
         InvalidArgumentError: As `as_pass`.
         RegistryError: As `as_pass`.
         PassOrderError: The passes may not be in this order.
     """
-    if chosen is None:
-        return usual()
-    if isinstance(chosen, str):
-        if not _IS_EDITS.match(chosen):
-            return PassManager.parse(chosen)
+    if isinstance(chosen, str) and _IS_EDITS.match(chosen):
         chosen = PipelineEdits.parse(chosen)
-    if isinstance(chosen, PipelineEdits):
-        return chosen.resolve(usual())
-    return PassManager(tuple(map(as_pass, chosen)))
+    if chosen is None:
+        manager = usual()
+    elif isinstance(chosen, str):
+        manager = PassManager.parse(chosen)
+    elif isinstance(chosen, PipelineEdits):
+        manager = chosen.resolve(usual())
+    else:
+        manager = PassManager(tuple(map(as_pass, chosen)))
+    return manager if stop_after is None else _until(manager, stop_after)
+
+
+def _until(manager: PassManager, name: str) -> PassManager:
+    """Return a pipeline that ends behind the last run of a pass; one in a round that repeats ends with that round."""
+    for index, pass_ in reversed([*enumerate(manager.passes)]):
+        if name in [leaf.name for leaf in (pass_.leaves() if isinstance(pass_, PassManager) else (pass_,))]:
+            kept = _until(pass_, name) if isinstance(pass_, PassManager) and pass_.steps == 1 else pass_
+            return PassManager((*manager.passes[:index], kept), manager.steps)
+    _check_known(name, manager.leaves())
+    return manager
+
+
+def _check_known(name: str, leaves: Iterable[Pass]) -> None:
+    """Refuse the name of a pass that is in no level of the default pipeline, and not among `leaves`."""
+    from tiacc.passes.pipelines import pipeline
+
+    known = list(dict.fromkeys(pass_.name for pass_ in (*pipeline(1, torch.device("cpu")).leaves(), *leaves)))
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise InvalidArgumentError(f"the pipeline has no pass {name!r}{hint} It has {', '.join(known)}")
 
 
 def _read_edit(reader: Reader, edits: PipelineEdits) -> PipelineEdits:

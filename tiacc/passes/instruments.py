@@ -16,9 +16,10 @@ from torch import fx
 
 from tiacc.errors import PostconditionError
 from tiacc.graph import specs
+from tiacc.passes import rewrite
 from tiacc.passes.base import Instrument, Pass, PassResult
 
-__all__ = ["DumpInstrument", "Instrument", "PassRow", "TimingInstrument", "VerifyInstrument", "graph_text"]
+__all__ = ["CompareInstrument", "DumpInstrument", "Instrument", "PassRow", "TimingInstrument", "VerifyInstrument", "graph_text"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ class TimingInstrument:
 
 @dataclass
 class DumpInstrument:
-    """Writes the graph as text: as it was first, and after each pass that changed it.
+    """Writes each graph as text: as it was first, and after each pass that changed it.
 
-    The files are ``000-input.txt``, ``003-fold-batch-norm.txt`` and so on, numbered by the runs of passes.
+    The files are ``000-input.txt``, ``003-fold-batch-norm.txt`` and so on, numbered by the runs of passes; a model of several regions, or
+    one that is tried at several levels, has several inputs.
 
     Attributes:
         directory: Where to write; made if it is not there.
@@ -74,15 +76,18 @@ class DumpInstrument:
 
     directory: Path
     _runs: int = field(default=0, init=False)
+    _graph: fx.GraphModule | None = field(default=None, init=False, repr=False)
 
     def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
-        """Write the graph if this is the first pass."""
-        if self._runs == 0:
+        """Write the graph if it is not the one that the pass before left."""
+        if gm is not self._graph:
+            self._graph = gm
             self._write("input", gm)
 
     def after(self, pass_: Pass, result: PassResult, seconds: float) -> None:
         """Write the graph if the pass changed it."""
         self._runs += 1
+        self._graph = result.graph
         if result.changes:
             self._write(pass_.name, result.graph)
 
@@ -91,6 +96,61 @@ class DumpInstrument:
         directory.mkdir(parents=True, exist_ok=True)
         safe = re.sub(r"[^\w.-]", "_", name)
         (directory / f"{self._runs:03d}-{safe}.txt").write_text(graph_text(gm) + "\n", encoding="utf-8")
+
+
+@dataclass
+class CompareInstrument:
+    """Runs the graph after each pass that changed it, and compares with what it computed at first, on random inputs.
+
+    Floats are normal, integers are 0 or 1, sizes that vary are those to be fastest at. A graph that has an input that is no tensor, or
+    that draws random numbers, is not compared.
+
+    Attributes:
+        tolerance: The largest relative error, ``‖after - before‖ / ‖before‖``.
+        half_tolerance: The same, once anything in the graph is computed in half precision.
+        seed: Where the inputs come from.
+    """
+
+    tolerance: float = 1e-4
+    half_tolerance: float = 3e-2
+    seed: int = 0
+    _graph: fx.GraphModule | None = field(default=None, init=False, repr=False)
+    _inputs: list[torch.Tensor] = field(default_factory=list, init=False, repr=False)
+    _expected: list[torch.Tensor] | None = field(default=None, init=False, repr=False)
+
+    def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
+        """Run the graph if it is not the one that the pass before left."""
+        if gm is self._graph:
+            return
+        self._graph, self._expected = gm, None
+        inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
+        if all(map(specs.is_tensor, inputs)) and all(rewrite.is_pure(node) for node in gm.graph.nodes if node.op == "call_function"):
+            generator = torch.Generator().manual_seed(self.seed)
+            self._inputs = [_random(specs.spec_of(specs.tensor_of(node)), generator) for node in inputs]
+            self._expected = self._run(gm)
+
+    def after(self, pass_: Pass, result: PassResult, seconds: float) -> None:
+        """Run and compare the graph if the pass changed it.
+
+        Raises:
+            PostconditionError: A result has another type than at first, or is off by more than the tolerance; the message names the pass.
+        """
+        self._graph = result.graph
+        if not result.changes or self._expected is None:
+            return
+        values = [node.meta.get("val") for node in result.graph.graph.nodes]
+        is_half = any(isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16) for value in values)
+        for place, (now, was) in enumerate(zip(self._run(result.graph), self._expected)):
+            told = f"after pass {pass_} ({result.changes} changes) result {place} of the graph"
+            if (now.shape, now.dtype) != (was.shape, was.dtype):
+                raise PostconditionError(f"{told} is {now.dtype}{list(now.shape)}, and was {was.dtype}{list(was.shape)}")
+            error = float(torch.linalg.vector_norm(_finite(now) - _finite(was)) / torch.linalg.vector_norm(_finite(was)).clamp_min(1e-12))
+            if error > (self.half_tolerance if is_half else self.tolerance):
+                raise PostconditionError(f"{told} has a relative error of {error:.2g}, on random inputs (seed {self.seed})")
+
+    def _run(self, gm: fx.GraphModule) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [torch.as_tensor(value).clone() for value in fx.Interpreter(gm).run(*(tensor.clone() for tensor in self._inputs))]
 
 
 @dataclass
@@ -120,6 +180,21 @@ class VerifyInstrument:
             raise PostconditionError(
                 f"after pass {pass_} ({result.changes} changes) the graph is not right: {type(error).__name__}: {error}"
             ) from error
+
+
+def _random(spec: specs.TensorSpec, generator: torch.Generator) -> torch.Tensor:
+    shape = spec.sizes("opt")
+    if spec.dtype.is_floating_point or spec.dtype.is_complex:
+        made = torch.randn(shape, generator=generator)
+    else:
+        made = torch.randint(0, 2, shape, generator=generator)
+    return made.to(spec.device, spec.dtype)
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in double precision, infinities and NaN as numbers that compare."""
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return tensor.to(wide).nan_to_num(nan=12345.0, posinf=1e30, neginf=-1e30)
 
 
 def graph_text(gm: fx.GraphModule) -> str:
