@@ -3,15 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PLUGIN_VENV := .venv-plugin
+EXAMPLE := examples/tiacc-onnxruntime
 DOCS_STAMP := $(VENV)/.docs
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow plugin lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) lint
 	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist worksteal --benchmark-skip
+
+	$(MAKE) plugin
+
+# The example backend in a virtual environment of its own, which finds torch and tiacc in ours and has the rest to itself.
+plugin: $(STAMP)
+	test -x $(PLUGIN_VENV)/bin/python || $(BIN)/python -m venv $(PLUGIN_VENV)
+	$(PLUGIN_VENV)/bin/python examples/borrow_packages.py $(VENV)
+	$(PLUGIN_VENV)/bin/pip install --quiet ./$(EXAMPLE)
+	cd $(EXAMPLE) && $(abspath $(PLUGIN_VENV))/bin/python -m pytest
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m "slow and not gpu" --benchmark-skip
@@ -37,4 +48,4 @@ $(DOCS_STAMP): $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PLUGIN_VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
