@@ -14,7 +14,6 @@ from tiacc.backends.tensorrt.call import Call, NodeView
 from tiacc.backends.tensorrt.converters import FLOATS, converts
 from tiacc.backends.tensorrt.shaping import Value
 
-
 LIBRARY = torch.library.Library("outside", "DEF")
 """``outside::soft_clip(x, limit)``: limit · tanh(x / limit)."""
 
