@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from tiacc import measure, models, samples
+from tiacc.ahead_of_time import AheadOfTimeJob
 from tiacc.backends.base import Backend, backends, require
 from tiacc.errors import BackendUnavailableError, InvalidArgumentError
 from tiacc.explanation import Explanation
-from tiacc.job import PHASES, AheadOfTimeJob, Job, plan_of
+from tiacc.job import PHASES, Job
 from tiacc.options import Options
+from tiacc.planning import plan_of
 from tiacc.progress import progress
 from tiacc.report import OptimizedReport
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from tiacc.graph.regions import ImportResult, Region
 from tiacc.graph.types import TensorSpec
 from tiacc.model_graph import GraphNode, ModelGraph, nodes_of
 from tiacc.passes.base import Fuel, Instrument, Pass, PassContext
+from tiacc.passes.cast_half import KEEP, CastReport
 from tiacc.passes.instruments import TimingInstrument
 from tiacc.report import FallbackRow, PassRow, SegmentRow
 from tiacc.runtime import blob as envelope
@@ -45,6 +46,8 @@ class Plan:
         keep_methods: Methods to keep that ``forward`` calls.
         fuel: The number of rewrites that passes may make; None for any.
         instruments: What watches the passes.
+        keep_fp32: Nodes that stay in float32, and why: by the index of the region, then by name.
+        distrusted: Segments that stay in Torch, and why: by the index of the region and that of the segment.
     """
 
     inputs: tuple[Any, ...]
@@ -59,6 +62,8 @@ class Plan:
     keep_methods: tuple[str, ...] = ()
     fuel: int | None = None
     instruments: tuple[Instrument, ...] = ()
+    keep_fp32: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    distrusted: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,6 +90,11 @@ class Compiled:
     dtypes: dict[torch.dtype, int] = field(default_factory=dict)
     graph: ModelGraph = field(default_factory=ModelGraph)
 
+    @property
+    def is_half(self) -> bool:
+        """Whether engines compute in half precision."""
+        return torch.float16 in self.dtypes or torch.bfloat16 in self.dtypes
+
 
 @dataclass(frozen=True)
 class RegionProposal:
@@ -94,11 +104,13 @@ class RegionProposal:
         region: The region as it was imported.
         graph: Its graph after the passes.
         partition: Which backend shall run which nodes of it.
+        casts: What was put into half precision, if anything was.
     """
 
     region: Region
     graph: fx.GraphModule
     partition: partitioner.Partition
+    casts: CastReport | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +150,12 @@ def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phas
     fuel = None if plan.fuel is None else Fuel(plan.fuel)
     for region in imported.regions:
         timing = TimingInstrument()
-        gm = plan.pipeline(region.graph, PassContext(plan.device, fuel, (timing, *plan.instruments))).graph
+        data = {KEEP: plan.keep_fp32.get(region.index, {})}
+        ctx = PassContext(plan.device, fuel, (timing, *plan.instruments), data)
+        gm = plan.pipeline(region.graph, ctx).graph
         rows.extend(PassRow(row.name, row.changes, row.ms, region.index) for row in timing.totals())
         partition = partitioner.partition(gm, plan.backends, min_segment_nodes=plan.min_segment_nodes)
-        proposals.append(RegionProposal(region, gm, partition))
+        proposals.append(RegionProposal(region, gm, partition, ctx.data.get("cast-half")))
     return Proposal(imported, tuple(proposals), tuple(rows))
 
 
@@ -209,6 +223,8 @@ def _build_engines(
     for segment, subgraph in zip(item.partition.segments, stitch.extract(item.graph, item.partition)):
         step(f"build {segment.backend}")
         try:
+            if (item.region.index, segment.index) in plan.distrusted:
+                raise BuildError(plan.distrusted[item.region.index, segment.index])
             engine, row = _build(by_name[segment.backend], segment, subgraph, imported, plan, item.region.index)
         except BuildError as error:
             reasons = {segment.backend: f"its segment could not be built: {error}"}

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tiacc import environment, measure, models, samples
+from tiacc import environment, measure, mending, models, samples
 from tiacc.backends.base import Backend
 from tiacc.compiler import Compiled, Plan, build, propose
-from tiacc.errors import AccuracyError, BuildError, ExportError, ImportGraphError, InvalidArgumentError, PassError, SpeedupError
-from tiacc.graph import torch_compat
-from tiacc.graph.importer import Assumed
+from tiacc.errors import AccuracyError, ExportError, ImportGraphError, InvalidArgumentError, PassError, SpeedupError
+from tiacc.measure import Accuracy
 from tiacc.options import Options
-from tiacc.passes import edits, pipelines
-from tiacc.passes.base import Pass
+from tiacc.planning import plan_of
 from tiacc.progress import Progress
-from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport, OutputError
-from tiacc.runtime import ops
+from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport
 from tiacc.samples import ModelInputs
-from tiacc.shapes import combined_profiles
 
 LEAST_GAIN = 1.01
 """An optimized model that is not at least so many times faster than the input model is not worth having."""
@@ -38,11 +37,41 @@ class Attempt:
         name: How the report calls it.
         level: 0 or 1.
         backends: The backends it uses.
+        keep_fp32: Nodes that stay in float32, and why: by the index of the region, then by name.
+        distrusted: Segments that stay in Torch, and why: by the index of the region and that of the segment.
     """
 
     name: str
     level: int
     backends: tuple[Backend, ...]
+    keep_fp32: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    distrusted: Mapping[tuple[int, int], str] = field(default_factory=dict)
+
+
+@dataclass
+class Trial:
+    """What came of an attempt.
+
+    Attributes:
+        attempt: The attempt.
+        compiled: What was built.
+        model: The model as a load of the saved file gives it.
+        accuracy: How far its outputs are from the input model's; None where they cannot be compared.
+        tolerance: The largest error that is accepted.
+        failure: Why it is not to be used, or an empty string.
+    """
+
+    attempt: Attempt
+    compiled: Compiled
+    model: torch.jit.ScriptModule
+    accuracy: Accuracy | None
+    tolerance: float
+    failure: str = ""
+
+    @property
+    def error(self) -> float:
+        """The error of the outputs; infinity where they cannot be compared."""
+        return math.inf if self.accuracy is None else self.accuracy.error
 
 
 class Job:
@@ -67,6 +96,7 @@ class Job:
         self.settings = settings
         self.candidates = candidates
         self.bar = bar
+        self.judge = measure.Judge(settings.accuracy_check)
         shapes, types = samples.describe(inputs.data)
         self.report = OptimizedReport(
             software_environment=environment.software_environment(),
@@ -108,7 +138,7 @@ class Job:
         except InvalidArgumentError as error:
             if not any(spec.dims for spec in self.inputs.specs):
                 raise
-            left = propose(self.model, self._plan(Attempt("explain the failure", 0, ()))).imported.left
+            left = propose(self.model, self.plan(Attempt("explain the failure", 0, ()))).imported.left
             culprit = f". The first operator that does not work at all sizes is {left[0].op} at {left[0].source}" if left else ""
             raise InvalidArgumentError(f"{error}{culprit}") from error
 
@@ -132,37 +162,54 @@ class Job:
     def _try(self, attempt: Attempt, file: models.TemporaryModel) -> torch.jit.ScriptModule | None:
         """Make, check and time a model; None if it is not to be used, with the reason in the report."""
         report = self.report
-        try:
-            plan = self._plan(attempt)
-            compiled = build(propose(self.model, plan, self._step), plan, self._step)
-        except (ImportGraphError, PassError, ExportError) as error:
-            report.actions.append(f"{attempt.name}: given up, {error}")
+        trial = self.make(attempt, file)
+        if trial is not None and self.settings.on_accuracy_failure == "repair":
+            trial = mending.mended(self, trial, file)
+        if trial is None:
             return None
-        self.bar.start("check")
-        file.write(compiled.module)
-        candidate = file.load()
-        if self.device.type == "cuda":
-            candidate.to(self.device)
-        tolerance = self.settings.tolerance_for(self._arithmetic(compiled))
-        try:
-            errors = self._compare(candidate)
-        except AccuracyError as error:
-            self._reject(attempt, str(error))
+        if trial.failure:
+            self._reject(attempt, trial.failure)
             return None
-        if measure.largest(errors) > tolerance:
-            self._reject(attempt, f"the relative error {measure.largest(errors):.2g} is above the tolerance {tolerance:.2g}")
-            return None
-        baseline, optimized = self._time(candidate)
+        baseline, optimized = self._time(trial.model)
         if baseline.p50_ms < LEAST_GAIN * optimized.p50_ms:
             report.actions.append(
                 f"{attempt.name}: not used, it is not faster ({optimized.p50_ms:.3g} ms against {baseline.p50_ms:.3g} ms)"
             )
             return None
-        self._fill(compiled, errors, tolerance, baseline, optimized)
+        self._fill(trial, baseline, optimized)
+        return trial.model
+
+    def make(self, attempt: Attempt, file: models.TemporaryModel) -> Trial | None:
+        """Make and check a model; None if there is none, with the reason in the report."""
+        try:
+            plan = self.plan(attempt)
+            compiled = build(propose(self.model, plan, self._step), plan, self._step)
+        except (ImportGraphError, PassError, ExportError) as error:
+            self.report.actions.append(f"{attempt.name}: given up, {error}")
+            return None
+        self.bar.start("check")
+        trial = Trial(attempt, compiled, self._load(compiled, file), None, self.settings.tolerance_for(self._arithmetic(compiled)))
+        try:
+            trial.accuracy = self._compare(trial.model)
+        except AccuracyError as error:
+            trial.failure = str(error)
+            return trial
+        if not trial.error <= trial.tolerance:
+            trial.failure = f"the relative error {trial.error:.2g} is above the tolerance {trial.tolerance:.2g}"
+        return trial
+
+    def _load(self, compiled: Compiled, file: models.TemporaryModel) -> torch.jit.ScriptModule:
+        """Write a model, and return what a load of the file gives."""
+        file.write(compiled.module)
+        candidate = file.load()
+        if self.device.type == "cuda":
+            candidate.to(self.device)
         return candidate
 
-    def _plan(self, attempt: Attempt) -> Plan:
-        return plan_of(self.model, self.inputs, attempt.level, self.device, self.settings, attempt.backends)
+    def plan(self, attempt: Attempt) -> Plan:
+        """Return what an attempt does to the model."""
+        plan = plan_of(self.model, self.inputs, attempt.level, self.device, self.settings, attempt.backends)
+        return dataclasses.replace(plan, keep_fp32=attempt.keep_fp32, distrusted=attempt.distrusted)
 
     def _step(self, phase: str) -> None:
         self.bar.start("build engines" if phase.startswith("build") else phase)
@@ -176,20 +223,23 @@ class Job:
             return "tf32"
         return torch.float64 if set(compiled.dtypes) == {torch.float64} else torch.float32
 
-    def _compare(self, candidate: torch.jit.ScriptModule) -> list[OutputError]:
+    def _compare(self, candidate: torch.jit.ScriptModule) -> Accuracy:
         """Return the largest error of each output over all test data.
 
         Raises:
             AccuracyError: The outputs differ in more than their numbers, or the candidate fails where the input model does not.
         """
-        errors: list[OutputError] = []
-        for item, reference in zip(self.data, self.references):
+        accuracy = Accuracy()
+        first: Any = None
+        for index, (item, reference) in enumerate(zip(self.data, self.references)):
             try:
                 outputs = models.call(candidate, item)
             except Exception as error:  # whatever an engine or torch may raise: the model is not used
                 raise AccuracyError(f"the optimized model fails where the input model does not: {models.reason_of(error)}") from error
-            errors = measure.worst(errors, measure.compare(reference, outputs))
-        return errors
+            accuracy = accuracy.worst(self.judge(reference, outputs))
+            first = outputs if index == 0 else first
+        # The results of the first call are still what they were: later calls have not written over them.
+        return accuracy.worst(self.judge(self.references[0], first))
 
     def _reject(self, attempt: Attempt, reason: str) -> None:
         if self.settings.on_accuracy_failure == "raise":
@@ -205,19 +255,22 @@ class Job:
             )
         return baseline, optimized
 
-    def _fill(
-        self, compiled: Compiled, errors: list[OutputError], tolerance: float, baseline: Latency, optimized: Latency
-    ) -> None:
+    def _fill(self, trial: Trial, baseline: Latency, optimized: Latency) -> None:
         report = self.report
-        self._describe(compiled)
+        assert trial.accuracy is not None
+        self._describe(trial.compiled)
         report.baseline_latency, report.optimized_latency = baseline, optimized
         report.optimization_result = OptimizationResult.of(baseline, optimized)
-        report.outputs, report.tolerance = errors, tolerance
+        self._tell(trial.accuracy, trial.tolerance)
+
+    def _tell(self, accuracy: Accuracy, tolerance: float) -> None:
+        report = self.report
+        report.outputs, report.accuracy_check, report.tolerance = accuracy.outputs, accuracy.check, tolerance
 
     def _describe(self, compiled: Compiled) -> None:
         """Put what was done to the model into the report."""
         report = self.report
-        report.achieved_level = int(any(dtype in compiled.dtypes for dtype in (torch.float16, torch.bfloat16)))
+        report.achieved_level = int(compiled.is_half)
         report.passes, report.segments, report.fallbacks = compiled.passes, compiled.segments, compiled.fallbacks
         report.graph = compiled.graph
         report.warnings.extend(compiled.warnings)
@@ -228,13 +281,13 @@ class Job:
         file.write(self.model)
         output_model = file.load()
         report.actions.append("the input model was kept as it is: speed-up 1.00")
-        errors = self._compare(output_model)
+        accuracy = self._compare(output_model)
         item = models.cloned(self.timed_item)
         with torch.no_grad():
             (latency,) = measure.latencies((lambda: self.model(*item),), self.device, self.settings.timing_seconds / 4)
         report.baseline_latency = report.optimized_latency = latency
         report.optimization_result = OptimizationResult.of(latency, latency)
-        report.outputs, report.tolerance = errors, self.settings.tolerance_for(torch.float32)
+        self._tell(accuracy, self.settings.tolerance_for(torch.float32))
         return output_model
 
     def _require_speedup(self) -> None:
@@ -244,166 +297,6 @@ class Job:
                 f"the optimized model is {self.report.speedup or 0:.2f} times as fast as the input model, and require_speedup asks for "
                 f"{wanted:g}. {'; '.join(self.report.actions)}"
             )
-
-
-class AheadOfTimeJob(Job):
-    """A job whose engines are for GPUs that are not here: they are built, and not run.
-
-    What can be checked here is: with ``check_network``, each network is evaluated on the CPU by the reference interpreter, inside
-    the optimized model, and the outputs are compared with the input model's.
-    """
-
-    def run(self) -> torch.jit.ScriptModule:
-        """Build the model, check what can be checked, save it."""
-        report, settings = self.report, self.settings
-        plan = self._plan(Attempt("ahead of time", self.level, self.candidates))
-        compiled = build(propose(self.model, plan, self._step), plan, self._step)
-        self._describe(compiled)
-        targets = ", ".join(settings.target)
-        if not compiled.engines:
-            raise BuildError(f"nothing of the model can be built for {targets}: {_reasons(compiled)}")
-        with models.TemporaryModel(self.path) as file:
-            file.write(compiled.module)
-            output_model = file.load()
-            report.warnings.append(f"the engines were built for {targets} and were not run: there is no such GPU here")
-            if compiled.fallbacks:
-                report.warnings.append("the operators left in Torch run where the model is moved to; load it with map_location='cuda'")
-            if settings.check_network:
-                self._check_networks(compiled)
-            else:
-                report.warnings.append("their numbers were not checked; check_network=True evaluates the networks on the CPU")
-            file.keep()
-        return output_model
-
-    def _check_networks(self, compiled: Compiled) -> None:
-        """Run the model with its networks interpreted, and compare.
-
-        Raises:
-            AccuracyError: An output differs by more than the tolerance.
-        """
-        from tiacc.backends.tensorrt.interpreted import InterpretedEngine
-
-        self.bar.start("check")
-        by_name = {backend.name: backend for backend in self.candidates}
-        for engine in compiled.engines:
-            assert engine.spec is not None
-            interpreted = InterpretedEngine.of(by_name[engine.backend], engine.subgraph.graph, engine.spec)
-            ops.attach(engine.blob, interpreted, "cpu")
-        tolerance = self.settings.tolerance_for(self._arithmetic(compiled))
-        self._run_references()
-        errors = self._compare(compiled.module)
-        self.report.outputs, self.report.tolerance = errors, tolerance
-        if measure.largest(errors) > tolerance:
-            raise AccuracyError(
-                f"the networks, evaluated on the CPU, give a relative error of {measure.largest(errors):.2g}, above the tolerance "
-                f"{tolerance:.2g}; nothing was saved. Raise the tolerance, or keep operators in float32 with keep_fp32"
-            )
-        self.report.warnings.append("their networks were evaluated on the CPU by the reference interpreter; the errors are of that")
-
-
-def _reasons(compiled: Compiled) -> str:
-    found = {f"{row.op}: {reason}" for row in compiled.fallbacks for reason in row.reasons.values()}
-    return "; ".join(sorted(found)[:5]) or "it has no operators"
-
-
-def plan_of(
-    model: torch.jit.ScriptModule,
-    inputs: ModelInputs,
-    level: int,
-    device: torch.device,
-    settings: Options,
-    backends: tuple[Backend, ...],
-) -> Plan:
-    """Return the plan for an attempt.
-
-    Args:
-        model: The model.
-        inputs: What it is called with.
-        level: 0 or 1.
-        device: Where it will run. A GPU that is not here is planned for with shapes on the CPU.
-        settings: The user's options.
-        backends: In order of priority.
-    """
-    default_half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    half = (settings.half_dtype or default_half) if level == 1 else None
-    is_here = device.type == "cpu" or (torch.cuda.is_available() and not settings.target)
-    host = device if is_here else torch.device("cpu")
-    return Plan(
-        inputs=_abstract_inputs(model, inputs, host),
-        sizes=_dimension_sizes(inputs),
-        pipeline=_pipeline(level, device, half, settings),
-        backends=backends,
-        device=host,
-        built_for=None if is_here else device.type,
-        min_segment_nodes=settings.min_segment_nodes,
-        keep_methods=settings.keep_methods,
-        fuel=settings.fuel,
-        instruments=settings.instruments,
-        workspace_bytes=settings.workspace_bytes,
-        build_options={
-            "num_threads": settings.num_threads or torch.get_num_threads(),
-            "tuning_seconds": settings.tuning_seconds,
-            **({"cache_dir": settings.cache_dir} if settings.cache_dir else {}),
-            **({"tf32": _torch_uses_tf32()} if device.type == "cuda" else {}),
-            **({"target": settings.target} if settings.target else {}),
-        },
-    )
-
-
-def _torch_uses_tf32() -> bool:
-    """Return whether torch rounds the inputs of all its float32 products to TensorFloat-32: of convolutions and of matrices."""
-    return bool(torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32)
-
-
-def _pipeline(level: int, device: torch.device, half: torch.dtype | None, settings: Options) -> Pass:
-    return edits.choose(settings.passes, lambda: pipelines.pipeline(level, device, half, settings.keep_fp32), settings.stop_after)
-
-
-def _abstract_inputs(model: torch.jit.ScriptModule, inputs: ModelInputs, device: torch.device) -> tuple[Any, ...]:
-    """Return what is known of each argument: the types of tensors, and the values that numbers and the like have in the test data.
-
-    An argument that is not a tensor and not the same in all items is unknown.
-    """
-    specs = iter(enumerate(inputs.specs))
-
-    def abstract(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            index, spec = next(specs)
-            return spec.spec(f"input{index}", device)
-        if isinstance(value, (list, tuple)) and models.tensors_of(value):
-            return tuple(map(abstract, value))
-        if isinstance(value, dict) and models.tensors_of(value):
-            return {key: abstract(item) for key, item in value.items()}
-        return ...
-
-    known = list(map(abstract, inputs.data[0]))
-    for place, argument in enumerate(torch_compat.forward_arguments(model)):
-        values = [item[place] if place < len(item) else argument.default_value for item in inputs.data]
-        if place >= len(known):
-            known.append(...)
-        if known[place] is ... and all(_is_assumable(value, argument.type, values[0]) for value in values):
-            known[place] = Assumed(values[0])
-    return tuple(known)
-
-
-def _is_assumable(value: Any, declared: torch_compat.Type, first: Any) -> bool:
-    """Return whether optimized code can ask if an argument of the declared type has this value, which is that of the first item."""
-    if value is None:
-        return first is None and declared.kind() == "OptionalType"
-    kinds = {bool: "BoolType", int: "IntType", float: "FloatType", str: "StringType"}
-    return type(value) is type(first) and kinds.get(type(value)) == declared.kind() and bool(value == first)
-
-
-def _dimension_sizes(inputs: ModelInputs) -> tuple[dict[str, tuple[int, int, int]], ...]:
-    """Return the sizes of each varying dimension, by name, in each profile of the inputs."""
-    return tuple(
-        {
-            f"input{index}_{dim}": (profile.min[index][dim], profile.opt[index][dim], profile.max[index][dim])
-            for index, spec in enumerate(inputs.specs)
-            for dim in spec.dims
-        }
-        for profile in combined_profiles(inputs.specs)
-    )
 
 
 def _typical(inputs: ModelInputs) -> int:
@@ -423,5 +316,3 @@ def _moved(item: Any, device: torch.device) -> Any:
     if isinstance(item, dict):
         return {key: _moved(member, device) for key, member in item.items()}
     return item
-
-

@@ -7,11 +7,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from tiacc.errors import AccuracyError
+from tiacc.errors import AccuracyError, InvalidArgumentError
 from tiacc.report import Latency, OutputError
 
 WARM_UP_CALLS = 3
@@ -21,6 +22,61 @@ MIN_CALLS = 5
 MAX_CALLS = 2000
 STABLE_SPREAD = 0.01
 """Timing stops before its budget when the medians of the two halves of every model's calls differ by less than this part."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far the outputs of one model are from another's.
+
+    Attributes:
+        outputs: The error of each output.
+        check: What the user's own check says; None without one.
+    """
+
+    outputs: list[OutputError] = field(default_factory=list)
+    check: float | None = None
+
+    @property
+    def error(self) -> float:
+        """What the tolerance bounds: what the user's own check says, else the largest relative error of an output."""
+        return largest(self.outputs) if self.check is None else self.check
+
+    def worst(self, other: Accuracy) -> Accuracy:
+        """Return the larger of each error of two."""
+        checks = [item.check for item in (self, other) if item.check is not None]
+        # A NaN is no better than any number.
+        check = next((value for value in checks if math.isnan(value)), max(checks)) if checks else None
+        return Accuracy(worst(self.outputs, other.outputs), check)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Says how far the outputs of one model are from another's.
+
+    Attributes:
+        check: The user's own measure of that, `Options.accuracy_check`; None for the relative error of each output.
+    """
+
+    check: Callable[[Any, Any], float] | None = None
+
+    def __call__(self, reference: Any, candidate: Any) -> Accuracy:
+        """Compare what the input model returned with what another did.
+
+        Raises:
+            AccuracyError: The two differ in structure, shape or dtype, or in a value that is no number.
+            InvalidArgumentError: The user's own check raises, or returns something that is no number.
+        """
+        outputs = compare(reference, candidate)
+        if self.check is None:
+            return Accuracy(outputs)
+        try:
+            found = self.check(reference, candidate)
+            return Accuracy(outputs, float(found))
+        except Exception as error:  # the user's function may raise anything
+            raise InvalidArgumentError(
+                f"the option accuracy_check, called with the outputs of the input model and of an optimized one, fails: "
+                f"{type(error).__name__}: {error}; it must return a number, 0 for no error"
+            ) from error
 
 
 def compare(reference: Any, candidate: Any, name: str = "output") -> list[OutputError]:

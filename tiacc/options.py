@@ -69,6 +69,10 @@ class Options:
             values that it lacks. None: that table.
         on_accuracy_failure: What happens when an output is off by more: ``"repair"`` keeps the guilty operators in float32,
             then in Torch, and tells in the report; ``"raise"`` raises `AccuracyError`.
+        accuracy_check: How far the outputs of the optimized model are from the input model's, as the user counts it: called as
+            ``accuracy_check(reference, candidate)`` with what the two models return for one item of the test data, it returns a
+            number that `tolerance` bounds in place of the relative error; 0 is no error, NaN is never accepted.
+        accuracy_budget_seconds: How long may be looked for the operators that half precision must leave in float32.
         require_speedup: The least speed-up; a smaller one raises `SpeedupError`. None: any is accepted, and reported.
         min_segment_nodes: The fewest operators of a segment; smaller ones stay in Torch.
         keep_methods: Methods that ``forward`` calls and that shall be methods of the optimized model too. Others that it does not
@@ -94,6 +98,8 @@ class Options:
     instruments: tuple[Instrument, ...] = ()
     tolerance: Mapping[str, float] | float | None = None
     on_accuracy_failure: Literal["repair", "raise"] = "repair"
+    accuracy_check: Callable[[Any, Any], float] | None = None
+    accuracy_budget_seconds: float = 60.0
     require_speedup: float | None = None
     min_segment_nodes: int = 1
     keep_methods: tuple[str, ...] = ()
@@ -263,6 +269,12 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
+def _function(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise _wrong(name, value, "a function of the outputs of the two models that returns a number, or None")
+    return value
+
+
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise _wrong(name, value, "a number, at least 0")
@@ -299,6 +311,8 @@ _NORMALISE: dict[str, Callable[[str, Any], Any]] = {
     "instruments": _instruments,
     "tolerance": _tolerance,
     "on_accuracy_failure": _on_accuracy_failure,
+    "accuracy_check": _optional(_function),
+    "accuracy_budget_seconds": _number,
     "require_speedup": _optional(_positive),
     "min_segment_nodes": _count(1),
     "keep_methods": _names,

@@ -219,7 +219,8 @@ class OptimizedReport:
         baseline_latency: Of the input model; None where it was not measured.
         optimized_latency: Of the optimized model; None where it was not measured.
         outputs: The error of each output; empty where the model was not run.
-        tolerance: The largest `OutputError.rel_norm` that was accepted.
+        accuracy_check: What `Options.accuracy_check` gave at worst; None without one.
+        tolerance: The largest `OutputError.rel_norm`, or result of `accuracy_check`, that was accepted.
         passes: In the order in which they ran.
         segments: The engines.
         fallbacks: The operators left in Torch.
@@ -240,6 +241,7 @@ class OptimizedReport:
     baseline_latency: Latency | None = None
     optimized_latency: Latency | None = None
     outputs: list[OutputError] = field(default_factory=list)
+    accuracy_check: float | None = None
     tolerance: float | None = None
     passes: list[PassRow] = field(default_factory=list)
     segments: list[SegmentRow] = field(default_factory=list)

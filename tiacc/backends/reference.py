@@ -29,14 +29,10 @@ class ReferenceEngine:
         self._payload = payload
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Compute the outputs; a view of an input is copied, so that each result is the caller's own."""
+        """Compute the outputs."""
         with torch.no_grad():
             results = self._function(*inputs)
-            outputs = [results] if isinstance(results, torch.Tensor) else list(results)
-            return [
-                output.clone() if any(torch_compat.shares_memory(output, tensor) for tensor in inputs) else output
-                for output in outputs
-            ]
+            return own([results] if isinstance(results, torch.Tensor) else list(results), inputs)
 
     def serialize(self) -> bytes:
         """Return the function as TorchScript saves it."""
@@ -94,6 +90,13 @@ class ReferenceBackend:
             return ReferenceEngine(torch.jit.load(io.BytesIO(payload)), payload)
         except RuntimeError as error:
             raise EngineFormatError(f"these bytes are not an engine of the reference backend: {error}") from error
+
+
+def own(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return results that are the caller's own: a view of an input is copied."""
+    return [
+        output.clone() if any(torch_compat.shares_memory(output, tensor) for tensor in inputs) else output for output in outputs
+    ]
 
 
 def run_graph(gm: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -7,9 +7,9 @@
 
 Each operator runs as `tiacc.passes.precision_policy` says: convolutions and matrix products in half precision, element-wise
 arithmetic in the widest type that reaches it, exponentials and sums in float32. A value is cast at most once to a dtype, right where
-it is made, or before the reshapes that follow; a cast that undoes a lossless one takes what was there before. Constants are cast
-here, into new ones. Inputs and outputs of the graph keep their dtypes, and so does everything that is not float32: integers, float64,
-what the model computes in half precision already.
+it is made, or before the reshapes that follow; a cast that undoes a lossless one takes what was there before. Constants are cast here,
+into new ones, the weights of a layer so that their errors cancel (`tiacc.passes.rounding`). Inputs and outputs of the graph keep their
+dtypes, and so does all that is not float32: integers, float64, what the model computes in half precision already.
 
 A constant that half precision cannot hold keeps its reader in float32: one that overflows, whose numbers are lost (a relative error
 of the whole beyond `precision_policy.LOSS`), or that holds whole numbers that would be rounded, such as positions.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,11 +28,14 @@ from torch import fx
 
 from tiacc.errors import ImportGraphError
 from tiacc.graph import arguments, specs, torch_compat
-from tiacc.passes import precision_policy, rewrite
+from tiacc.passes import precision_policy, rewrite, rounding
 from tiacc.passes.base import Pass, PassContext, PassResult, register
 from tiacc.passes.precision_policy import Kind, Policy
 
 aten = torch.ops.aten
+
+KEEP = "keep-fp32"
+"""Where `PassContext.data` has the nodes that are to stay in float32: why each does, by its name."""
 
 
 @register
@@ -39,7 +43,7 @@ aten = torch.ops.aten
 class CastHalf(Pass):
     """Computes in half precision what can be.
 
-    Leaves ``ctx.data["cast-half"]``, the `CastReport`.
+    Leaves ``ctx.data["cast-half"]``, the `CastReport`. What ``ctx.data["keep-fp32"]`` names, a node and why, stays in float32 too.
 
     Attributes:
         dtype: The dtype of half precision, `torch.float16` or `torch.bfloat16`.
@@ -111,6 +115,7 @@ class _Caster:
         self.ctx = ctx
         self.half = half
         self.keep_fp32 = keep_fp32
+        self.kept: Mapping[str, str] = ctx.data.get(KEEP, {})
         self.report = CastReport(half)
         self.nodes = list(gm.graph.nodes)
         self.was_float = {node for node in self.nodes if _float_dtypes(node) == {torch.float32}}
@@ -143,13 +148,16 @@ class _Caster:
             patterns = [pattern for pattern in self.keep_fp32 if precision_policy.matches(node, pattern)]
             matched.update(patterns)
             self.policies[node] = self._policy(node, patterns)
-            if not patterns and node in self.was_float and precision_policy.is_exact(node, self.half, self.free):
+            is_told = bool(patterns) or node.name in self.kept
+            if not is_told and node in self.was_float and precision_policy.is_exact(node, self.half, self.free):
                 self.free.add(node)
         self.report.unmatched = tuple(pattern for pattern in self.keep_fp32 if pattern not in matched)
 
     def _policy(self, node: fx.Node, patterns: list[str]) -> Policy:
         if patterns:
             return Policy(Kind.KEEP, f"keep_fp32={patterns[0]!r}")
+        if node.name in self.kept:
+            return Policy(Kind.KEEP, self.kept[node.name])
         if node.target is operator.getitem:
             return Policy(Kind.MOVE)
         if isinstance(node.meta["val"], (list, tuple)) and any(user.target is not operator.getitem for user in node.users):
@@ -310,10 +318,8 @@ class _Caster:
         return cast
 
     def _new_constant(self, source: fx.Node, dtype: torch.dtype) -> fx.Node:
-        tensor = rewrite.constant_of(source)
-        assert tensor is not None
         self.report.constants += 1
-        return rewrite.add_constant(source, f"{source.target}_{_SUFFIXES[dtype]}", tensor.to(dtype))
+        return rewrite.add_constant(source, f"{source.target}_{_SUFFIXES[dtype]}", rounding.rounded(source, dtype))
 
     def _new_cast(self, source: fx.Node, dtype: torch.dtype) -> fx.Node:
         anchor = source.next

@@ -1,0 +1,116 @@
+"""Half precision that goes wrong: which operators are found guilty, and what `optimize` makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tiacc
+from tiacc import measure, samples
+from tiacc.backends import base
+from tiacc.options import Options
+from tiacc.planning import plan_of
+from tiacc.repair import Repairer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    monkeypatch.setattr("tiacc.measure.MIN_CALLS", 1)
+
+
+class Peak(nn.Module):
+    """Layers of which one, in the middle, computes numbers beyond 65504, and the next brings them back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())))
+        self.peak = nn.Conv2d(8, 8, 1)
+        self.peak.weight.data *= 1e4
+        self.after = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(torch.sigmoid(self.peak(1000 * self.before(x)) * 1e-5) + x)
+
+
+def repairer(model: nn.Module, x: torch.Tensor, half: torch.dtype) -> Repairer:
+    scripted = torch.jit.trace(model.eval(), x)
+    shape = "*".join(map(str, x.shape))
+    inputs = samples.resolve_inputs([shape], [(x,)], 0)
+    settings = Options.from_fields(None, half_dtype=half)
+    plan = plan_of(scripted, inputs, 1, CPU, settings, (base.require("reference"),))
+    with torch.no_grad():
+        return Repairer(scripted, plan, [(x,)], [scripted(x)], measure.Judge())
+
+
+def test_only_the_operator_that_overflows_is_kept() -> None:
+    search = repairer(Peak(), torch.randn(1, 8, 12, 12), torch.float16)
+    assert search.begin() > 0.02
+    repair = search.improve(4e-3, 5e-3, 30)
+    assert repair.is_found and repair.after <= 4e-3 and repair.half_share > 0.9
+    (kept,) = repair.keep.values()
+    assert any("lost" in reason for reason in kept.values())
+    assert sum("convolution" in name for name in kept) <= 1
+
+
+def test_contributions_add_up_to_the_error() -> None:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Linear(48, 48), nn.Tanh())]
+    x = torch.randn(64, 48)
+    search = repairer(nn.Sequential(*layers), x, torch.bfloat16)
+    before = search.begin()
+    repair = search.improve(before * 0.7, before * 0.7, 30)
+    whole = sum(row.contribution**2 for _, row in repair.table) ** 0.5
+    assert 0.5 * before < whole < 2 * before
+    assert repair.is_found and repair.after <= 0.7 * before
+    assert repair.table == sorted(repair.table, key=lambda item: -item[1].contribution)
+
+
+def optimize(model: nn.Module, x: torch.Tensor, **options: Any) -> tuple[Any, Any, torch.jit.ScriptModule]:
+    scripted = torch.jit.trace(model.eval(), x)
+    output_model, report = tiacc.optimize(
+        scripted, 1, 1, ["*".join(map(str, x.shape))], [(x,)], backend="reference", timing_seconds=0.1, **options
+    )
+    return output_model, report, scripted
+
+
+@torch.no_grad()
+def test_optimize_repairs_and_tells() -> None:
+    x = torch.randn(1, 8, 12, 12)
+    output_model, report, model = optimize(Peak(), x, half_dtype="fp16")
+    assert report.achieved_level == 1, report
+    assert any("kept in float32" in action for action in report.actions)
+    for item in (x, torch.randn(1, 8, 12, 12)):
+        assert measure.largest(measure.compare(model(item), output_model(item))) <= 5e-3
+
+
+def test_no_repair_where_an_error_shall_be_raised() -> None:
+    with pytest.raises(tiacc.errors.AccuracyError):
+        optimize(Peak(), torch.randn(1, 8, 12, 12), half_dtype="fp16", on_accuracy_failure="raise")
+
+
+def test_without_time_for_a_repair_the_model_is_lossless_and_the_report_says_why() -> None:
+    _, report, _ = optimize(Peak(), torch.randn(1, 8, 12, 12), half_dtype="fp16", accuracy_budget_seconds=0)
+    assert report.achieved_level == 0
+    assert any("no repair" in action for action in report.actions)
+
+
+@torch.no_grad()
+def test_the_users_own_check_decides() -> None:
+    x = torch.randn(1, 8, 12, 12)
+    seen = []
+
+    def check(reference: torch.Tensor, candidate: torch.Tensor) -> float:
+        seen.append(candidate.shape)
+        return float((reference - candidate).abs().max())
+
+    _, report, _ = optimize(Peak(), x, half_dtype="fp16", accuracy_check=check, tolerance=0.02)
+    assert seen and report.achieved_level == 1 and report.accuracy_check <= 0.02
+    with pytest.raises(tiacc.errors.InvalidArgumentError, match="accuracy_check"):
+        optimize(Peak(), x, half_dtype="fp16", accuracy_check=lambda one, other: "fine")

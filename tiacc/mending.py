@@ -1,0 +1,170 @@
+"""A model whose outputs are off, mended: wrong engines are left out, and operators that half precision does not suit stay in float32."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tiacc import measure, models
+from tiacc.backends.reference import own
+from tiacc.errors import AccuracyError, TiaccError
+from tiacc.oracle import is_half, run_in_float32
+from tiacc.repair import HALF_SHARE, MARGIN, Repairer
+from tiacc.runtime import ops, stitch
+
+if TYPE_CHECKING:
+    from tiacc.backends.base import Engine
+    from tiacc.compiler import Compiled
+    from tiacc.job import Job, Trial
+
+LIMIT = 0.95
+"""The part of the tolerance that a repair may use where `MARGIN` would cost too much."""
+
+ENGINE_FAULT = 3.0
+"""An error so many times that of the graph itself in half precision is not from half precision."""
+
+MOST_EXCESS = 1.5
+"""The most that the error of engines is held to be larger than that of the graph itself."""
+
+BUILDS = 3
+"""How often a model is built anew at most."""
+
+
+def mended(job: Job, trial: Trial, file: models.TemporaryModel) -> Trial | None:
+    """Return a trial that is right, if one is found within the budget; else the trial as it was.
+
+    Args:
+        job: The call of `optimize`.
+        trial: An attempt at its model, which may be right.
+        file: Where the model is written; it has that of the trial that is returned.
+    """
+    if trial.failure:
+        better = _without_wrong_engines(job, trial, file)
+        if better is None or not better.failure:
+            return better
+        trial = better
+    if trial.attempt.level == 1 and trial.error > MARGIN * trial.tolerance and trial.compiled.is_half:
+        return _with_more_float32(job, trial, file)
+    return trial
+
+
+def _without_wrong_engines(job: Job, trial: Trial, file: models.TemporaryModel) -> Trial | None:
+    """Leave the segments in Torch whose engines are off from what torch gives for the same inputs."""
+    distrusted = _wrong_engines(trial.compiled, job.data, trial.tolerance)
+    if not distrusted:
+        return trial
+    job.report.actions.append(f"{trial.attempt.name}: {trial.failure}")
+    for (region, index), reason in distrusted.items():
+        job.report.actions.append(f"{trial.attempt.name}: segment {region}.{index} was left in Torch: {reason}")
+    return job.make(dataclasses.replace(trial.attempt, distrusted=distrusted), file)
+
+
+def _wrong_engines(compiled: Compiled, data: Sequence[Any], tolerance: float) -> dict[tuple[int, int], str]:
+    """Return the segments whose engines are off, and by how much, by the index of the region and that of the segment."""
+    checks = []
+    for engine in compiled.engines:
+        loaded = ops.load(engine.blob, engine.key)
+        checks.append(_Checked(loaded.engine, engine))
+        ops.attach(engine.blob, checks[-1], loaded.header.device)
+    with contextlib.suppress(Exception):  # what stayed in Torch may fail too; what was seen until then is what is known
+        for item in data:
+            models.call(compiled.module, item)
+    return {
+        (row.region, row.index): check.complaint(tolerance)
+        for check, row in zip(checks, compiled.segments)
+        if check.complaint(tolerance)
+    }
+
+
+class _Checked:
+    """An engine that is compared with its graph at each call, and gives what the graph gives."""
+
+    def __init__(self, engine: Engine, made: stitch.StitchedEngine) -> None:
+        self.inputs = engine.inputs
+        self.outputs = engine.outputs
+        self._engine = engine
+        self._graph = made.subgraph.graph
+        self._exact = self._graph if is_half(self._graph) else None
+        self._error = 0.0
+        self._failure = ""
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what the graph gives."""
+        with torch.no_grad():
+            wanted = own(list(self._graph(*inputs)), inputs)
+        try:
+            self._judge(inputs, wanted, self._engine.run(inputs))
+        except AccuracyError as error:
+            self._failure = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever an engine may raise
+            self._failure = f"its engine fails: {models.reason_of(error)}"
+        return wanted
+
+    def _judge(self, inputs: Sequence[torch.Tensor], wanted: list[torch.Tensor], found: list[torch.Tensor]) -> None:
+        error = measure.largest(measure.compare(wanted, found))
+        if error <= self._error:
+            return
+        if self._exact is not None:
+            # Two results in half precision may both be right and differ by what both are off.
+            with torch.no_grad():
+                exact = [value.to(like.dtype) for value, like in zip(run_in_float32(self._exact, inputs), wanted)]
+            if measure.largest(measure.compare(exact, found)) <= ENGINE_FAULT * measure.largest(measure.compare(exact, wanted)):
+                return
+        self._error = error
+
+    def complaint(self, tolerance: float) -> str:
+        """Return what is wrong with the engine, or an empty string."""
+        if self._failure or self._error <= tolerance:
+            return self._failure
+        return f"its engine is off by {self._error:.2g} from what torch gives for the same inputs"
+
+    def serialize(self) -> bytes:
+        """Refuse: it judges an engine."""
+        raise TiaccError("an engine that is being checked is not one to save")
+
+
+def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> Trial:
+    """Keep operators in float32 until the outputs are well within the tolerance."""
+    name, tolerance = trial.attempt.name, trial.tolerance
+    end = time.perf_counter() + job.settings.accuracy_budget_seconds
+    try:
+        repairer = Repairer(job.model, job.plan(trial.attempt), job.data, job.references, job.judge)
+    except TiaccError as error:
+        job.report.actions.append(f"{name}: no repair was possible: {error}")
+        return trial
+    if trial.failure and trial.error > ENGINE_FAULT * repairer.begin():
+        return trial  # the graph itself is right in half precision
+    best = last = trial
+    for _ in range(BUILDS):
+        # Engines round at other places than torch does: where they were off more, aim lower.
+        excess = min(max(best.error / repairer.repair.after, 1.0), MOST_EXCESS) if repairer.repair.after else 1.0
+        repair = repairer.improve(MARGIN * tolerance / excess, LIMIT * tolerance / excess, end - time.perf_counter())
+        if repair.after > tolerance:
+            seconds = job.settings.accuracy_budget_seconds
+            job.report.actions.append(f"{name}: no repair was found in the {seconds:g} s of accuracy_budget_seconds")
+            break
+        if not repair.keep or repair.keep == last.attempt.keep_fp32:
+            break
+        if not best.failure and repair.half_share < HALF_SHARE:
+            break  # it is within the tolerance: a margin is not worth so much
+        job.report.actions.append(
+            f"{name}: the relative error {best.error:.2g} is {'above' if best.failure else 'near'} the tolerance {tolerance:.2g}; "
+            f"kept in float32: {sum(map(len, repair.keep.values()))} operators"
+        )
+        again = job.make(dataclasses.replace(trial.attempt, keep_fp32=copy.deepcopy(repair.keep)), file)
+        if again is None:
+            break
+        last = again
+        if again.error < best.error:
+            best = again
+        if best.error <= LIMIT * tolerance or time.perf_counter() > end:
+            break
+    if best is not last:
+        file.write(best.compiled.module)
+    return best
