@@ -136,7 +136,7 @@ class Explorer {
     const counts = new Map();
     for (const node of this.nodes) {
       const name = this.backend(node);
-      if (name) counts.set(name, (counts.get(name) || 0) + 1);
+      if (name && node.op !== "getitem") counts.set(name, (counts.get(name) || 0) + 1);
     }
     const legend = make("div", { class: "legend", id: "legend" }, ...[...counts].map(([name, count]) => make("span", {},
       make("span", { class: "swatch", style: "background:" + this.colour(name) }), name + (name === "Torch" ? ", left there: " : ": ") + count)));
