@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -33,18 +34,24 @@ def randomized(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def parsed(model: nn.Module, x: Tensor, dynamic: dict[int, str] | None = None) -> tuple[Any, Sink]:
-    """Return the network of a model of one input and one output, and its owner, which must outlive it."""
+def exported(model: nn.Module, inputs: Sequence[Tensor], **options: Any) -> bytes:
+    """Return a model as ONNX."""
     pytest.importorskip("onnx")
     if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
         pytest.skip("this torch has no exporter of traced models")
     file = io.BytesIO()
-    options: dict[str, Any] = {"dynamic_axes": {"x": dynamic}} if dynamic else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (x,), file, input_names=["x"], output_names=["y"], opset_version=17, dynamo=False, **options)
+        torch.onnx.export(model, tuple(inputs), file, opset_version=17, dynamo=False, **options)
+    return file.getvalue()
+
+
+def parsed(model: nn.Module, x: Tensor, dynamic: dict[int, str] | None = None) -> tuple[Any, Sink]:
+    """Return the network of a model of one input and one output, and its owner, which must outlive it."""
+    options: dict[str, Any] = {"dynamic_axes": {"x": dynamic}} if dynamic else {}
+    data = exported(model, [x], input_names=["x"], output_names=["y"], **options)
     sink = Sink(trt)
-    network = sink.parse(file.getvalue())
+    network = sink.parse(data)
     assert network is not None, sink.messages
     return network, sink
 

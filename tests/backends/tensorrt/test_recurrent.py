@@ -1,15 +1,30 @@
-"""Recurrent layers and cells against eager torch: as loops, and step by step where the steps are few."""
+"""Recurrent layers and cells against eager torch: as loops, and a sequence of one as a single step."""
 
 from __future__ import annotations
 
+import itertools
+import operator
 from typing import Any
 
 import pytest
 import torch
+from torch import fx, nn
 from torch.nn import Parameter
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, needs_rtx, one_node, refused
+from tests.backends.tensorrt.harness import (
+    check,
+    check_graph,
+    compile_for,
+    interpret,
+    needs_rtx,
+    network_of,
+    one_node,
+    refused,
+    rejection,
+)
+from tiacc.graph import specs
+from tiacc.graph.specs import Dim, TensorSpec
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -46,7 +61,7 @@ def _network(
 
 
 CASES = [
-    *(_network(op, length) for op in _GATES for length in (3, 12)),
+    *(_network(op, length) for op in _GATES for length in (1, 2, 12)),
     *(_network(op, length, 2, both=True, first=True) for op in _GATES for length in (1, 10)),
     *(_network(op, 9, 2, both=True, has_biases=False) for op in _GATES),
     *(_network(aten.lstm.input, length, 2, both=True, projection=3) for length in (3, 12)),
@@ -76,13 +91,78 @@ def test_dynamic_length(op: Any) -> None:
     check_graph(gm, inputs, dynamic=[(1,), *[()] * (len(inputs) - 1)], others=others, compile=True)
 
 
-def test_long_sequences_are_loops_and_short_ones_are_not() -> None:
-    def kinds(length: int) -> set[str]:
+def test_only_a_sequence_of_one_is_no_loop() -> None:
+    def layers(length: int) -> tuple[int, bool]:
         gm, inputs = one_node(aten.gru.input, *_network(aten.gru.input, length).args)
-        return {kind for kind, _ in check_graph(gm, inputs).conversion.kinds}
+        definition = check_graph(gm, inputs)
+        return definition.network.num_layers, "recurrence" in {kind for kind, _ in definition.conversion.kinds}
 
-    assert "recurrence" in kinds(12)
-    assert "recurrence" not in kinds(3)
+    assert layers(2) == layers(50)
+    assert layers(2)[1]
+    assert not layers(1)[1]
+
+
+def test_both_directions_run_in_one_loop() -> None:
+    gm, inputs = one_node(aten.lstm.input, *_network(aten.lstm.input, 5, 3, both=True).args)
+    network = check_graph(gm, inputs).network
+    kinds = [str(network.get_layer(index).type).rpartition(".")[2] for index in range(network.num_layers)]
+    assert kinds.count("TRIP_LIMIT") == 3
+    assert kinds.count("RECURRENCE") == 12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("is_first", [False, True], ids=["time first", "batch first"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_modules_of_torch(kind: str, is_first: bool, is_dynamic: bool, dtype: torch.dtype) -> None:
+    """Two layers in both directions, in float32 to 1e-5, in half precision to 5e-3 of torch in float32 with the same weights."""
+    torch.manual_seed(1)
+    module = getattr(nn, kind)(6, 8, 2, batch_first=is_first, bidirectional=True).eval()
+    module = module.to(dtype).float()
+    gm = _layers_of(module, dtype)
+    length_and_batch = (Dim("t", 1, 7, 14), Dim("n", 1, 2, 4)) if is_dynamic else (7, 2)
+    types = [TensorSpec((*(reversed(length_and_batch) if is_first else length_and_batch), 6), dtype)]
+    specs.propagate(gm, types)
+    assert rejection(gm) == ""
+    definition = network_of(gm, types)
+    for length, batch in ((7, 2), (1, 1), (14, 4), (3, 3)) if is_dynamic else ((7, 2),):
+        x = torch.randn(batch, length, 6) if is_first else torch.randn(length, batch, 6)
+        with torch.no_grad():
+            outputs, state = module(x.to(dtype).float())
+        wanted = [outputs, *(state if isinstance(state, tuple) else (state,))]
+        for have, want in zip(interpret(definition, [x.to(dtype)]), wanted, strict=True):
+            assert have.shape == want.shape
+            error = float((have.float() - want).norm() / want.norm())
+            assert error <= (1e-5 if dtype == torch.float32 else 5e-3)
+    assert len(compile_for(definition, types).data) > 64
+
+
+def _layers_of(module: Any, dtype: torch.dtype) -> fx.GraphModule:
+    """Return a module as a graph of one call, from its input to its outputs and last states."""
+    op = {nn.LSTM: aten.lstm.input, nn.GRU: aten.gru.input, nn.RNN: aten.rnn_tanh.input}[type(module)]
+    root, graph = nn.Module(), fx.Graph()
+    x = graph.placeholder("x")
+    weights = []
+    for index, weight in enumerate(itertools.chain.from_iterable(module.all_weights)):
+        root.register_buffer(f"w{index}", weight.detach().to(dtype))
+        weights.append(graph.get_attr(f"w{index}"))
+    batch = graph.call_function(aten.sym_size.int, (x, 0 if module.batch_first else 1))
+    states = [graph.call_function(aten.new_zeros.default, (x, [4, batch, 8])) for _ in range(2 if op is aten.lstm.input else 1)]
+    state = states if op is aten.lstm.input else states[0]
+    call = graph.call_function(op, (x, state, weights, True, 2, 0.0, False, True, module.batch_first))
+    graph.output(tuple(graph.call_function(operator.getitem, (call, index)) for index in range(len(states) + 1)))
+    return fx.GraphModule(root, graph)
+
+
+def test_two_builds_of_loops_are_identical() -> None:
+    def plan() -> bytes:
+        torch.manual_seed(0)
+        gm = _layers_of(nn.LSTM(6, 8, 2, bidirectional=True), torch.float32)
+        types = [TensorSpec((7, 2, 6), torch.float32)]
+        specs.propagate(gm, types)
+        return compile_for(network_of(gm, types), types).data
+
+    assert plan() == plan()
 
 
 def test_dropout_between_layers_is_refused() -> None:

@@ -43,11 +43,11 @@ class Shaping(Layers):
         fake = self._fakes.get(value.name)
         result: list[Size] = []
         for axis, size in enumerate(tuple(value.shape)):
-            key = None
+            key = f"{value.name}[{axis}]"  # a size of one tensor is one number, even where the graph knows nothing of it
             if size < 0 and fake is not None:
                 key = str(fake.shape[axis])
                 if key.lstrip("-").isdigit():
-                    size, key = int(key), None
+                    size = int(key)
             result.append(Scalar(self, self._reader(value, axis), key=key) if size < 0 else size)
         return tuple(result)
 

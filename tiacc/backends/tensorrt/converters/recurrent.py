@@ -1,9 +1,9 @@
-"""Recurrent networks: the products with the inputs for all steps at once, then a loop, or its steps one by one where they are few."""
+"""Recurrent networks: the products with the inputs for all steps at once, then one loop a layer, in which both directions run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +18,6 @@ from tiacc.backends.tensorrt.layers import Tensor
 from tiacc.backends.tensorrt.shaping import Value
 
 aten = torch.ops.aten
-
-UNROLLED = 8
-"""The most steps that are written down one by one."""
 
 State = list[Value]
 """What a step hands to the next: the output of the cell first, then what else it remembers."""
@@ -37,8 +34,35 @@ class Weights:
     projection: Value | None = None
 
 
-Cell = Callable[[Conversion, Tensor, State, Weights], State]
+Step = Callable[[Conversion, Tensor, State, Weights], State]
 """From the products with an input, ``(N, gates · H)``, and a state, to the next state."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a layer computes at each step.
+
+    Attributes:
+        step: One step.
+        adds_products: Whether it only ever adds the products of input and state, so that one bias stands for both.
+    """
+
+    step: Step
+    adds_products: bool = True
+
+    def products(self, net: Conversion, sequence: Value, weights: Weights) -> tuple[Tensor, Weights]:
+        """Return the products with a sequence, or with one input, and the weights that are left for the steps."""
+        bias = weights.input_bias
+        if self.adds_products and bias is not None and weights.hidden_bias is not None:
+            bias = _sum(net, bias, weights.hidden_bias)
+            weights = replace(weights, hidden_bias=None)
+        return linear_of(net, sequence, weights.input, bias), weights
+
+
+def _sum(net: Conversion, first: Value, second: Value) -> Value:
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return (first.float() + second.float()).to(first.dtype)
+    return net.binary("SUM", first, second)
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------------------
@@ -71,48 +95,59 @@ def gru(net: Conversion, products: Tensor, state: State, weights: Weights) -> St
     return [net.binary("SUM", new, net.binary("PROD", update, net.binary("SUB", state[0], new)))]
 
 
-def _plain(kind: str) -> Cell:
-    def cell(net: Conversion, products: Tensor, state: State, weights: Weights) -> State:
+def _plain(kind: str) -> Step:
+    def step(net: Conversion, products: Tensor, state: State, weights: Weights) -> State:
         inner = linear_of(net, state[0], weights.hidden, weights.hidden_bias)
         return [net.activation(kind, net.binary("SUM", products, inner))]
 
-    return cell
+    return step
+
+
+LSTM, GRU, TANH, RELU = Cell(lstm), Cell(gru, adds_products=False), Cell(_plain("TANH")), Cell(_plain("RELU"))
 
 
 # -- sequences --------------------------------------------------------------------------------------------------------------------
 
 
-def _run(
-    net: Conversion, cell: Cell, sequence: Tensor, state: State, weights: Weights, *, is_reversed: bool
-) -> tuple[Tensor, State]:
-    """Run a cell over a sequence ``(T, N, I)``; return its outputs ``(T, N, H)`` and its last state."""
-    products = linear_of(net, sequence, weights.input, weights.input_bias)
-    length = net.shape(products)[0]
-    if not isinstance(length, int) or length > UNROLLED:
-        return _loop(net, cell, products, state, weights, is_reversed)
-    outputs: list[Value] = []
-    for step in reversed(range(length)) if is_reversed else range(length):
-        state = cell(net, net.squeeze(cut(net, products, 0, step, 1), [0]), state, weights)
-        outputs.append(net.unsqueeze(state[0], [0]))
-    return net.concat(outputs[::-1] if is_reversed else outputs, 0), state
+@dataclass(frozen=True)
+class _Direction:
+    """One direction of a layer: the products with its inputs, ``(T, N, gates · H)``, what it begins with, its weights."""
+
+    products: Tensor
+    state: State
+    weights: Weights
+    is_reversed: bool
 
 
-def _loop(
-    net: Conversion, cell: Cell, products: Tensor, state: State, weights: Weights, is_reversed: bool
-) -> tuple[Tensor, State]:
+def _single(net: Conversion, cell: Cell, direction: _Direction) -> tuple[Tensor, State]:
+    """Run a direction over a sequence of one; return its outputs ``(1, N, H)`` and its last state."""
+    state = cell.step(net, net.squeeze(direction.products, [0]), direction.state, direction.weights)
+    return net.unsqueeze(state[0], [0]), state
+
+
+def _looped(
+    net: Conversion, cell: Cell, directions: Sequence[_Direction], count: Tensor, are_used: Sequence[bool]
+) -> list[tuple[Tensor, list[Value | None]]]:
+    """Run the directions of a layer in one loop; return the outputs ``(T, N, H)`` of each, and its last state as far as that is used."""
     trt = net.trt
-    count = net.reshape(net.scalar_tensor(net.shape(products)[0], torch.int32), ())
     loop = net.network.add_loop()
     net.add_layer("trip_limit", count, trt.TripLimit.COUNT, owner=loop)
-    item = net.add("iterator", products, 0, is_reversed, owner=loop)
-    memories = [net.add_layer("recurrence", net.tensor(value), owner=loop) for value in state]
-    before = [layer.get_output(0) for layer in memories]
-    after = cell(net, item, before, weights)
-    for layer, value in zip(memories, after):
-        layer.set_input(1, value)
-    kind = trt.LoopOutput.REVERSE if is_reversed else trt.LoopOutput.CONCATENATE
-    outputs = net.add("loop_output", after[0], kind, 0, inputs={1: count}, owner=loop)
-    return outputs, [net.add("loop_output", value, trt.LoopOutput.LAST_VALUE, 0, owner=loop) for value in before]
+    results: list[tuple[Tensor, list[Value | None]]] = []
+    for direction in directions:
+        item = net.add("iterator", direction.products, 0, direction.is_reversed, owner=loop)
+        memories = [net.add_layer("recurrence", net.tensor(value), owner=loop) for value in direction.state]
+        before = [layer.get_output(0) for layer in memories]
+        after = cell.step(net, item, before, direction.weights)
+        for layer, value in zip(memories, after):
+            layer.set_input(1, value)
+        kind = trt.LoopOutput.REVERSE if direction.is_reversed else trt.LoopOutput.CONCATENATE
+        outputs = net.add("loop_output", after[0], kind, 0, inputs={1: count}, owner=loop)
+        last = [
+            net.add("loop_output", value, trt.LoopOutput.LAST_VALUE, 0, owner=loop) if is_used else None
+            for value, is_used in zip(before, are_used)
+        ]
+        results.append((outputs, last))
+    return results
 
 
 def _weights_of(call: Call, per_cell: int) -> list[Weights]:
@@ -135,19 +170,22 @@ def _recurrent(call: Call, cell: Cell, states: Sequence[Value]) -> list[Value | 
     sequence = call.tensor("input")
     if is_first:
         sequence = net.transpose(sequence, 0, 1)
-    last: list[State] = []
+    length = call.shape("input")[1 if is_first else 0]
+    are_used = [call.is_used(place + 1) for place in range(len(states))]
+    count = None if length == 1 else net.reshape(net.scalar_tensor(length, torch.int32), ())
+    last: list[list[Value | None]] = []
     for layer in range(layers):
-        outputs: list[Tensor] = []
+        items: list[_Direction] = []
         for direction in range(directions):
             index = layer * directions + direction
             state = [net.squeeze(cut(net, value, 0, index, 1), [0]) for value in states]
-            found, state = _run(net, cell, sequence, state, weights[index], is_reversed=direction == 1)
-            outputs.append(found)
-            last.append(state)
-        sequence = net.concat(outputs, 2)
+            products, own = cell.products(net, sequence, weights[index])
+            items.append(_Direction(products, state, own, direction == 1))
+        found = [_single(net, cell, item) for item in items] if count is None else _looped(net, cell, items, count, are_used)
+        sequence = net.concat([outputs for outputs, _ in found], 2)
+        last += [state for _, state in found]
     results: list[Value | None] = [net.transpose(sequence, 0, 1) if is_first else sequence]
-    for place in range(len(states)):
-        is_used = call.is_used(place + 1)
+    for place, is_used in enumerate(are_used):
         results.append(net.concat([net.unsqueeze(state[place], [0]) for state in last], 0) if is_used else None)
     return results
 
@@ -162,7 +200,7 @@ def _check(view: NodeView) -> Support:
 @converts(aten.lstm.input, dtypes=FLOATS, check=_check)
 def lstm_layers(call: Call) -> list[Value | None]:
     """Long short-term memories over a sequence."""
-    return _recurrent(call, lstm, call.operands("hx"))
+    return _recurrent(call, LSTM, call.operands("hx"))
 
 
 def _register(packet: Any, single: Any, cell: Cell) -> None:
@@ -179,18 +217,18 @@ def _register(packet: Any, single: Any, cell: Cell) -> None:
 
 def _step(call: Call, cell: Cell, state: State) -> State:
     net, names = call.net, ("w_ih", "w_hh", "b_ih", "b_hh")
-    weights = Weights(*(call.operand(name) for name in names))
-    return cell(net, linear_of(net, call.tensor("input"), weights.input, weights.input_bias), state, weights)
+    products, weights = cell.products(net, call.tensor("input"), Weights(*(call.operand(name) for name in names)))
+    return cell.step(net, products, state, weights)
 
 
-_register(aten.gru, aten.gru_cell, gru)
-_register(aten.rnn_tanh, aten.rnn_tanh_cell, _plain("TANH"))
-_register(aten.rnn_relu, aten.rnn_relu_cell, _plain("RELU"))
+_register(aten.gru, aten.gru_cell, GRU)
+_register(aten.rnn_tanh, aten.rnn_tanh_cell, TANH)
+_register(aten.rnn_relu, aten.rnn_relu_cell, RELU)
 
 
 @converts(aten.lstm_cell.default, dtypes=FLOATS)
 def lstm_step(call: Call) -> State:
     """One step of a long short-term memory."""
-    return _step(call, lstm, call.operands("hx"))
+    return _step(call, LSTM, call.operands("hx"))
 
 
