@@ -76,9 +76,13 @@ def _reduced(step: ReduceStep, value: torch.Tensor) -> torch.Tensor:
 
 
 def _call(step: TorchStep, read: Read) -> None:
+    device = read(step.outs[0]).device
+
     def place(arg: Any) -> Any:
         if isinstance(arg, Ref):
             return read(arg)
+        if isinstance(arg, torch.device):
+            return device
         if isinstance(arg, (list, tuple)):
             return [place(item) for item in arg]
         return arg

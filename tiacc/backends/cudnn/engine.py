@@ -194,8 +194,15 @@ def _size_of(program: Program) -> int:
 
 
 def static_graph(gm: fx.GraphModule, inputs: Sequence[TensorSpec], shapes: Shapes) -> fx.GraphModule:
-    """Return a copy of a graph whose sizes are numbers; constants are shared."""
+    """Return a copy of a graph whose sizes are numbers; constants are shared.
+
+    Its values are planned as if on the CPU, where an engine's constants are until it runs; steps run on the device of the inputs.
+    """
+    cpu = torch.device("cpu")
     graph = fx.Graph()
     graph.output(graph.graph_copy(gm.graph, {}))
+    for node in graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, lambda arg: cpu if isinstance(arg, torch.device) else arg)  # type: ignore[assignment]
+        node.kwargs = fx.node.map_aggregate(node.kwargs, lambda arg: cpu if isinstance(arg, torch.device) else arg)  # type: ignore[assignment]
     copy = fx.GraphModule(gm, graph)
-    return specs.propagate(copy, [TensorSpec(shape, spec.dtype, spec.device) for spec, shape in zip(inputs, shapes, strict=True)])
+    return specs.propagate(copy, [TensorSpec(shape, spec.dtype, cpu) for spec, shape in zip(inputs, shapes, strict=True)])

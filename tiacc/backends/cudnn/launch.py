@@ -23,6 +23,9 @@ from tiacc.errors import BuildError
 Call = Callable[[], None]
 TORCH = "torch"
 
+COUNTERS = 4096
+"""The counters of split sums; each is 0 whenever no kernel runs."""
+
 
 class Bench:
     """Where steps are bound to memory: the tensors of refs, packed weights, scratch memory.
@@ -40,7 +43,7 @@ class Bench:
         self._graphs: dict[int, tuple[Step, FusedGraph | None]] = {}
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
         self._partial = torch.empty(0, device=device)
-        self._counters = torch.empty(0, dtype=torch.int32, device=device)
+        self._counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
     def tactics(self, step: Step) -> list[str]:
         """Return the tactics of a step, the safest guess first."""
@@ -56,10 +59,10 @@ class Bench:
             return _reduce_tactics(step)
         if step.is_depthwise:
             return [f"triton:{block},4" for block in (128, 256, 512)] + [TORCH]
-        found = [TORCH]
         graph = self.graph(step)
-        if graph is not None:
-            found = [f"cudnn:{plan}" for plan in graph.plans()] + found
+        found = [f"cudnn:{plan}" for plan in graph.plans()] if graph is not None else []
+        if not found or step.is_point or step.transposed:
+            found.append(TORCH)
         if products.has_product(step):
             found += [f"triton:{tile}" for tile in products.tiles(step)]
         return found
@@ -187,7 +190,7 @@ class Bench:
             if numbers > self._partial.numel():
                 self._partial = torch.empty(numbers, dtype=torch.float32, device=self.device)
             if counters > self._counters.numel():
-                self._counters = torch.zeros(counters, dtype=torch.int32, device=self.device)
+                raise BuildError("the sum has too many tiles to be split")
             tensors += [self._partial, self._counters]
         constants = {"BM": tile.high, "BN": tile.wide, "BK": tile.deep}
         return TritonCall(text, products.grid_of(step, tile), [*tensors, *sizes], constants, tile.warps, tile.stages)

@@ -336,8 +336,6 @@ class Planner:
 
         args = tuple(place(arg) for arg in node.args)
         kwargs = {key: place(arg) for key, arg in node.kwargs.items()}
-        for key in ("device",):
-            kwargs.pop(key, None)
         fake = node.meta["val"]
         fakes = list(fake) if isinstance(fake, (list, tuple)) else [fake]
         results = self._meta_results(node, args, kwargs, fakes)

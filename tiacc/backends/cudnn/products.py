@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tiacc.backends.cudnn.body import triton_lines
+from tiacc.backends.cudnn.body import has_cudnn_form, triton_lines
 from tiacc.backends.cudnn.kernels import finish_window, load, text, window
 from tiacc.backends.cudnn.program import ConvStep, Ref
 from tiacc.backends.cudnn.rules import operand_kind
@@ -105,9 +105,15 @@ class _Shape:
     image: int
     width: int
     is_point: bool
+    is_narrow: bool = False
 
     @classmethod
     def of(cls, step: ConvStep) -> _Shape:
+        """Return the products of a convolution.
+
+        Where pixels have few channels, as those of the first layer, one row of the kernel is taken for one tap, and the channels of
+        its pixels, which are next to each other in memory, for the channels of that.
+        """
         images, outputs, height, width = step.out.shape
         inputs, (rows, columns) = step.x.shape[1], step.weight.shape[2:]
         if step.transposed:
@@ -116,6 +122,8 @@ class _Shape:
             return cls(images * image, outputs, inputs, sh * sw, (rows // sh, columns // sw), image, width // sw, False)
         deep, wide = inputs // step.groups, outputs // step.groups
         is_point = step.is_point and is_rows(step.x)
+        if inputs <= NARROW and columns > 1 and step.groups == 1 and step.dilation == (1, 1) and step.x.strides[3] == inputs:
+            return cls(images * height * width, wide, columns * inputs, 1, (rows, 1), height * width, width, False, True)
         return cls(images * height * width, wide, deep, step.groups, (rows, columns), height * width, width, is_point)
 
 
@@ -160,6 +168,16 @@ def _begin(step: ConvStep, shape: _Shape) -> list[str]:
             "channel = nn[None, :]",
         ]
     shift = " + group * K" if shape.kinds > 1 else ""
+    if shape.is_narrow:
+        inputs = step.x.shape[1]
+        return [
+            *lines,
+            f"top = (pixel // OW) * {step.stride[0]} - {step.padding[0]}",
+            f"left = ((pixel % OW) * {step.stride[1]} - {step.padding[1]}) * {inputs}",
+            f"base = x{start} + image.to(tl.int64) * XN + left",
+            "place = m",
+            "channel = nn[None, :]",
+        ]
     return [
         *lines,
         f"top = (pixel // OW) * {step.stride[0]} - {step.padding[0]}",
@@ -185,6 +203,17 @@ def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
             "for k0 in range(part * each, tl.minimum((part + 1) * each, K), BK):",
             *(f"    {line}" for line in (*steps, *read, filters, dot)),
         ]
+    if shape.is_narrow:
+        inner = [
+            f"h = top + tap * {step.dilation[0]}",
+            "inside = mmask & (h >= 0) & (h < H)",
+            "column = left[:, None] + k[None, :]",
+            f"valid = inside[:, None] & (column >= 0) & (column < W * {step.x.shape[1]}) & (k < K)[None, :]",
+            "a = tl.load((base + h * XH)[:, None] + k[None, :], mask=valid, other=0.0)",
+            "b = tl.load(filters + (tap * K + k)[:, None], mask=nmask[None, :] & (k < K)[:, None], other=0.0)",
+            dot,
+        ]
+        return [f"for tap in tl.static_range(0, {shape.taps[0]}):", *(f"    {line}" for line in inner)]
     tap = [
         f"h = top + (tap // {shape.taps[1]}) * {1 if step.transposed else step.dilation[0]}",
         f"w = left + (tap % {shape.taps[1]}) * {1 if step.transposed else step.dilation[1]}",
@@ -306,13 +335,23 @@ def row_of(ref: Ref) -> int:
 
 
 def tiles(step: ConvStep) -> list[Tile]:
-    """Return the tiles worth trying for a convolution.
+    """Return the tiles worth trying for a convolution; none where cuDNN is known to be faster.
 
     Few pixels leave most of the GPU idle: small tiles, and sums in parts. Many leave it waiting for memory: large tiles, and operands
-    that are asked for before the sum.
+    that are asked for before the sum. A large convolution of several taps is arithmetic, at which cuDNN is better.
     """
     shape = _Shape.of(step)
-    steps = shape.taps[0] * shape.taps[1] * -(-shape.deep // 64)
+    if shape.is_narrow:
+        deep = max(16, 1 << (shape.deep - 1).bit_length())
+        if deep > 128:
+            return []
+        wide = 32 if shape.wide <= 32 else 64
+        return [Tile(high, wide, deep, warps, 2) for high, warps in ((64, 4), (128, 4), (128, 8))]
+    taps = shape.taps[0] * shape.taps[1]
+    steps = taps * -(-shape.deep // 64)
+    is_large = -(-shape.pixels // 128) * -(-shape.wide // 128) >= MULTIPROCESSORS
+    if is_large and taps > 1 and step.groups == 1 and not step.transposed and has_cudnn_form(step.body):
+        return []
     has_full = any(operand_kind(ref) == "full" for ref in step.operands)
     found: list[Tile] = []
     for sizes in _TILES_FP32 if step.x.dtype.itemsize == 4 else _TILES:
@@ -320,17 +359,21 @@ def tiles(step: ConvStep) -> list[Tile]:
         if high > max(16, 2 * shape.pixels) or wide > max(16, 2 * shape.wide) or deep > max(32, 2 * shape.deep):
             continue
         count = -(-shape.pixels // high) * -(-shape.wide // wide) * shape.kinds
-        if (high * wide < 64 * 64 and count > 8 * MULTIPROCESSORS) or (high * wide >= 128 * 128 and count < MULTIPROCESSORS // 2):
+        if (high * wide < 64 * 64 and count > 4 * MULTIPROCESSORS) or (high * wide > 64 * 64 and count < MULTIPROCESSORS // 2):
             continue
-        tile = Tile(*sizes)
-        found.append(tile)
-        if has_full and steps <= 8 and count >= MULTIPROCESSORS:
-            found.append(dataclasses.replace(tile, early=True))
+        if high * wide == 64 * 64 and count > 16 * MULTIPROCESSORS:
+            continue
+        tile = Tile(*sizes, early=has_full and steps <= 8 and count >= MULTIPROCESSORS)
+        if count * 2 >= MULTIPROCESSORS or steps < 4 or (high, wide) == (32, 32):
+            found.append(tile)
         for split in (2, 4, 8, 16):
-            if count * split <= 4 * MULTIPROCESSORS and count * split >= MULTIPROCESSORS // 4 and steps >= 2 * split:
+            if MULTIPROCESSORS // 2 <= count * split <= 2 * MULTIPROCESSORS and steps >= 2 * split:
                 found.append(dataclasses.replace(tile, split=split))
     return found or [Tile(*_TILES[0])]
 
+
+NARROW = 4
+"""Pixels of at most so many channels are read a row of the kernel at a time."""
 
 MULTIPROCESSORS = 132
 """About how many programs run at a time, one a multiprocessor; an H100 or H200 has so many."""
@@ -338,17 +381,12 @@ MULTIPROCESSORS = 132
 _TILES: Sequence[tuple[int, int, int, int, int]] = (
     (16, 64, 128, 4, 4),
     (32, 32, 128, 4, 4),
-    (32, 64, 64, 4, 4),
     (64, 32, 64, 4, 4),
     (64, 64, 64, 4, 4),
-    (64, 128, 64, 4, 4),
     (128, 64, 64, 4, 2),
-    (128, 64, 64, 4, 4),
     (128, 128, 64, 8, 2),
     (128, 128, 64, 8, 3),
     (128, 256, 64, 8, 3),
-    (256, 64, 64, 8, 3),
-    (256, 128, 64, 8, 3),
 )
 _TILES_FP32: Sequence[tuple[int, int, int, int, int]] = (
     (16, 64, 64, 4, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -16,6 +17,8 @@ import torch
 from tiacc.backends.cudnn.launch import Bench, TritonCall
 from tiacc.backends.cudnn.program import Program, Step, key_of, signature
 from tiacc.errors import BuildError
+
+_log = logging.getLogger(__name__)
 
 VERSION = 1
 REPEATS = 10
@@ -90,6 +93,7 @@ def choose(program: Program, bench: Bench, cache: TacticCache, seconds: float, t
     end = time.perf_counter() + seconds
     chosen: dict[str, str] = {}
     _compile_ahead(program, bench, cache, seconds)
+    _log.debug("compiled, %.1f s left", end - time.perf_counter())
     for place, step in enumerate(program.steps):
         key = key_of(step)
         if key not in chosen:
@@ -98,6 +102,7 @@ def choose(program: Program, bench: Bench, cache: TacticCache, seconds: float, t
         bench.bind(step, chosen[key])()
         told((place + 1) / len(program.steps))
     torch.cuda.synchronize(bench.device)
+    _log.debug("tuned, %.1f s left", end - time.perf_counter())
     cache.save()
     return chosen
 
@@ -123,6 +128,7 @@ def _compile_ahead(program: Program, bench: Bench, cache: TacticCache, seconds: 
                 call = bench.bind(step, tactic)
                 if isinstance(call, TritonCall):
                     jobs.setdefault(call.variant(), call)
+    _log.debug("compiling %d kernels", len(jobs))
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 2))) as pool:
         list(pool.map(lambda call: call.compile(), jobs.values()))
 
@@ -157,6 +163,7 @@ def _measured(step: Step, bench: Bench, cache: TacticCache, end: float) -> str:
 def microseconds(call: Callable[[], None], device: torch.device) -> float:
     """Return the time of a call on the GPU, in microseconds: the least of some replays of a graph with several launches."""
     stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # for what the call reads: weights that are being packed, counters being cleared
     with torch.cuda.stream(stream):
         call()
         stream.synchronize()

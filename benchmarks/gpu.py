@@ -1,0 +1,186 @@
+"""Whole models on a GPU: TorchScript, what its users could pick instead, and tiacc at both levels, timed in turn in one process.
+
+``python -m benchmarks.gpu --commit $(git rev-parse --short HEAD)`` writes ``benchmarks/results/gpu-DATE-COMMIT.json``, row by row, so that what
+was measured is kept if it is stopped; rows that the file has are not measured again. ``python -m benchmarks.table`` makes the page of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import gc
+import io
+import json
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tiacc
+from benchmarks import models
+from tiacc import environment, measure
+
+CASES: dict[str, tuple[int, ...]] = {
+    "resnet50": (1, 16, 32, 64),
+    "resnest50": (1, 16, 32, 64),
+    "centernet_resnet50": (1, 2, 4, 8),
+    "mobilenet_v3_large": (1, 32),
+}
+"""The batches of each model; the first three are the table of the accelerator that tiacc is a rebuild of."""
+
+DEVICE = torch.device("cuda", 0)
+
+
+def cuda_graph(call: Callable[[], Any]) -> Callable[[], None]:
+    """Return the replay of a call, recorded after a warm-up."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def compiled(model: torch.nn.Module, x: torch.Tensor) -> Callable[[], Any]:
+    """Return a call of a model through `torch.compile`, with CUDA graphs and frozen weights."""
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True
+    torch._dynamo.reset()
+    function = torch.compile(model, mode="reduce-overhead")
+    for _ in range(3):
+        function(x)
+    return lambda: function(x)
+
+
+def optimized(model: torch.jit.ScriptModule, level: int, x: torch.Tensor, cache_dir: str) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    """Return the model that a load of the saved bytes gives, and what the report says of it."""
+    begin = time.perf_counter()
+    result, report = tiacc.optimize(
+        model, level, 0, ["*".join(map(str, x.shape))], timing_seconds=0.5, cache_dir=cache_dir, verbose=False
+    )
+    seconds = time.perf_counter() - begin
+    buffer = io.BytesIO()
+    torch.jit.save(result, buffer)
+    buffer.seek(0)
+    del result
+    begin = time.perf_counter()
+    loaded = torch.jit.load(buffer, map_location="cuda")
+    with torch.no_grad():
+        loaded(x)
+        torch.cuda.synchronize()
+    return loaded, {
+        "achieved_level": report.achieved_level,
+        "segments": len(report.segments),
+        "backends": sorted({row.backend for row in report.segments}),
+        "optimize_seconds": round(seconds, 2),
+        "load_and_first_run_seconds": round(time.perf_counter() - begin, 2),
+        "actions": report.actions,
+    }
+
+
+def host_microseconds(call: Callable[[], Any]) -> float:
+    """Return the time that a call takes on the host, in microseconds; the GPU has nothing else to do."""
+    times = []
+    for _ in range(50):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - begin) * 1e6)
+    return sorted(times)[25]
+
+
+def flat(outputs: Any) -> list[torch.Tensor]:
+    """Return the tensors of some outputs as float32."""
+    return [output.float() for output in ([outputs] if isinstance(outputs, torch.Tensor) else list(outputs))]
+
+
+def measure_case(name: str, batch: int, peers: str, cache_dir: str, seconds: float) -> dict[str, Any]:
+    """Return one row: medians and 99th percentiles in milliseconds, errors relative to float32 without TensorFloat-32."""
+    model = models.make(name).to(DEVICE)
+    x, fresh = models.example(name, batch).to(DEVICE), models.example(name, batch, seed=1).to(DEVICE)
+    scripted = models.trace(model, x)
+    torch.backends.cudnn.allow_tf32 = False
+    reference = flat(model(fresh))
+    torch.backends.cudnn.allow_tf32 = True
+    row: dict[str, Any] = {"model": name, "batch": batch, "size": models.ZOO[name].size}
+    calls: dict[str, Callable[[], Any]] = {"torchscript": lambda: scripted(x)}
+    frozen = torch.jit.freeze(scripted)
+    calls["torchscript_frozen"] = lambda: frozen(x)
+    half = copy.deepcopy(model).half().to(memory_format=torch.channels_last)
+    x_half = x.half().to(memory_format=torch.channels_last)
+    calls["eager_fp16_graph"] = cuda_graph(lambda: half(x_half))
+    if peers in ("fp16", "all"):
+        calls["compile_fp16"] = compiled(half, x_half)
+    if peers == "all":
+        calls["compile_tf32"] = compiled(copy.deepcopy(model), x)
+    for level in (0, 1):
+        loaded, told = optimized(scripted, level, x, cache_dir)
+        row[f"level{level}"] = told
+        errors = []
+        for _ in range(3):  # first by launches, then by the graph that is recorded
+            errors.append(max(float((a - b).norm() / b.norm()) for a, b in zip(flat(loaded(fresh)), reference)))
+        told["relative_error"] = max(errors)
+        told["host_microseconds"] = round(host_microseconds(lambda loaded=loaded: loaded(x)), 1)  # type: ignore[misc]
+        calls[f"tiacc_level{level}"] = lambda loaded=loaded: loaded(x)  # type: ignore[misc]
+    for key, latency in zip(calls, measure.latencies(list(calls.values()), DEVICE, seconds=seconds)):
+        row[key] = {"p50_ms": round(latency.p50_ms, 4), "p99_ms": round(latency.p99_ms, 4), "runs": latency.runs}
+    row["memory_allocated_mib"] = torch.cuda.max_memory_allocated() >> 20
+    return row
+
+
+def main() -> None:
+    """Measure the cases asked for and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=",".join(CASES))
+    parser.add_argument("--batches", default="", help="instead of each model's own")
+    parser.add_argument("--peers", choices=("none", "fp16", "all"), default="all", help="which variants of torch.compile are measured too")
+    parser.add_argument("--seconds", type=float, default=3.0, help="the time to measure a case in")
+    parser.add_argument("--commit", required=True)
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    parser.add_argument("--cache", default="/tmp/tiacc-tactics")
+    told = parser.parse_args()
+    warnings.simplefilter("ignore")
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    path = Path(told.out, f"gpu-{date}-{told.commit}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {
+        "commit": told.commit,
+        "date": date,
+        "device": torch.cuda.get_device_name(DEVICE),
+        "software": {"Python": platform.python_version(), **{item.software: item.version for item in environment.software_environment()}},
+        "rows": [],
+    }
+    known = {(row["model"], row["batch"]) for row in record["rows"]}
+    for name in told.models.split(","):
+        for batch in map(int, told.batches.split(",")) if told.batches else CASES[name]:
+            if (name, batch) in known:
+                continue
+            begin = time.perf_counter()
+            torch.cuda.reset_peak_memory_stats()
+            with torch.no_grad():
+                row = measure_case(name, batch, told.peers, told.cache, told.seconds)
+            record["rows"].append(row)
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            times = " ".join(f"{key}={value['p50_ms']:.3f}" for key, value in row.items() if isinstance(value, dict) and "p50_ms" in value)
+            errors = " ".join(
+                f"L{level}: err {row[f'level{level}']['relative_error']:.1e} host {row[f'level{level}']['host_microseconds']:.0f} us "
+                f"optimize {row[f'level{level}']['optimize_seconds']:.0f} s load {row[f'level{level}']['load_and_first_run_seconds']:.1f} s"
+                for level in (0, 1)
+            )
+            print(f"{name} b{batch} {times} {errors} [{time.perf_counter() - begin:.0f} s]", flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
