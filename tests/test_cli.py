@@ -340,6 +340,19 @@ def test_wrong_ways_to_watch_are_refused(tmp_path, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_saved_report(tmp_path, capsys):
+    REPORT.save_json(tmp_path / "report.json")
+    assert cli.main(["report", str(tmp_path / "report.json")]) == 0
+    assert capsys.readouterr().out == f"{REPORT}\n"
+    assert cli.main(["report", str(tmp_path / "report.json"), "--html", str(tmp_path / "report.html")]) == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    for text, words in (("{", "is no JSON"), ("{}", "schema version None"), (None, "cannot be read")):
+        path = tmp_path / "other.json"
+        path.unlink(missing_ok=True) if text is None else path.write_text(text)
+        assert cli.main(["report", str(path)]) == cli.REFUSED
+        assert words in capsys.readouterr().err
+
+
 def test_the_page_of_a_report(optimizer, tmp_path):
     assert cli.main(["optimize", "model.pt", "--html", str(tmp_path / "report.html"), "--quiet"]) == 0
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")

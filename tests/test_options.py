@@ -7,6 +7,11 @@ import torch
 
 from tiacc.errors import InvalidArgumentError
 from tiacc.options import DEFAULT_TOLERANCE, Options
+from tiacc.passes import RewriteRule, default
+from tiacc.passes.instruments import TimingInstrument
+
+EDITS, TIMER = default().without("cast-half"), TimingInstrument()
+RULE = RewriteRule("negate-twice", lambda x: torch.ops.aten.neg(torch.ops.aten.neg(x)), lambda x: x)
 
 
 def a_pass(gm, ctx):
@@ -43,6 +48,13 @@ def test_every_field_is_documented():
         ("passes", ["fold-batch-norm", a_pass], ("fold-batch-norm", a_pass)),
         ("passes", a_pass, (a_pass,)),
         ("passes", [], ()),
+        ("passes", EDITS, EDITS),
+        ("passes", RULE, (RULE,)),
+        ("stop_after", "cast-half", "cast-half"),
+        ("fuel", 0, 0),
+        ("fuel", None, None),
+        ("instruments", TIMER, (TIMER,)),
+        ("instruments", [TIMER], (TIMER,)),
         ("tolerance", 1, 1.0),
         ("tolerance", 0, 0.0),
         ("tolerance", {"float32": 1}, {"float32": 1.0}),
@@ -117,6 +129,9 @@ BAD = [
     ({"passes": ""}, r"passes is ''; it must be a text such as"),
     ({"passes": 7}, r"passes is 7"),
     ({"passes": ["fold", 7]}, r"passes is \['fold', 7\]; .* of which 7 is neither"),
+    ({"stop_after": ""}, r"stop_after is ''; it must be the name of a pass"),
+    ({"fuel": -1}, r"fuel is -1; it must be a whole number, at least 0"),
+    ({"instruments": [len]}, r"instruments, which have the methods before and after, and <built-in function len> has not"),
     ({"tolerance": -1e-3}, r"tolerance is -0\.001; it must be a number, at least 0"),
     ({"tolerance": float("nan")}, r"tolerance is nan"),
     ({"tolerance": "tight"}, r"tolerance is 'tight'"),

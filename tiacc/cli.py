@@ -1,4 +1,4 @@
-"""The command line: ``tiacc optimize | explain | inspect | passes | backends``.
+"""The command line: ``tiacc optimize | explain | report | inspect | passes | backends``.
 
 The result goes to stdout, all else to stderr. Exit codes: 0 done, 1 refused with an error of tiacc's, 2 wrong usage, 3 an
 error that tiacc did not foresee, 130 interrupted.
@@ -95,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(explain)
     _add_json(explain)
 
+    report = _command(commands, _report, "report", "print a report that was saved as JSON, or make a page of it")
+    report.add_argument("file", type=Path, metavar="FILE")
+    report.add_argument("--html", type=Path, metavar="FILE", help="where to save it as a page to look at")
+
     inspect_ = _command(commands, _inspect, "inspect", "say what is in a saved model: engines, shapes, sizes")
     inspect_.add_argument("model", metavar="FILE")
     _add_json(inspect_)
@@ -174,6 +178,22 @@ def _explain(arguments: argparse.Namespace) -> str:
         **_option_fields(arguments),
     )
     return explanation.to_json() if arguments.json else str(explanation)
+
+
+def _report(arguments: argparse.Namespace) -> str:
+    from tiacc.report import OptimizedReport
+
+    try:
+        data = json.loads(arguments.file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgumentError(f"the report {arguments.file} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InvalidArgumentError(f"{arguments.file} is no JSON: {error}") from error
+    report = OptimizedReport.from_dict(data)
+    if arguments.html is None:
+        return str(report)
+    report.save_html(arguments.html)
+    return ""
 
 
 def _inspect(arguments: argparse.Namespace) -> str:

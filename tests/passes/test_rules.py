@@ -43,6 +43,20 @@ def test_a_rule_replaces_what_its_pattern_finds(swapped):
     assert apply(gm, SILU)[0] == 0
 
 
+@pytest.mark.parametrize("pattern", [lambda x, y: aten.add(aten.relu(x), y, ...), lambda x, y: aten.add(aten.relu(x), y, alpha=2)])
+def test_operands_change_places_only_where_that_is_the_same(pattern):
+    """x + 2·relu(y) is not relu(y) + 2·x."""
+    rule = RewriteRule("swap", pattern, lambda x, y: aten.sub(aten.relu(x), y, alpha=-2))
+    for swapped in (False, True):
+        sketch = Sketch()
+        x, y = sketch.input("x", 2, 3), sketch.input("y", 2, 3)
+        terms = (sketch.call(aten.relu.default, x), y)
+        gm = sketch.output(sketch.call(aten.add.Tensor, *(terms[::-1] if swapped else terms), alpha=2))
+        before = copy_of(gm)
+        assert apply(gm, rule)[0] == (not swapped)
+        assert_same(gm, before)
+
+
 def test_a_value_must_be_the_same_wherever_it_is_used():
     sketch = Sketch()
     x, y = sketch.input("x", 2), sketch.input("y", 2)

@@ -51,7 +51,7 @@ COMMUTATIVE = frozenset(
         aten.ne.Tensor,
     }
 )
-"""The operators whose first two arguments may change places, as long as the others have their defaults."""
+"""The operators whose first two arguments may change places; those of ``add`` where its factor alpha is 1."""
 
 Captures = dict["Value", Any]
 """What each part of a pattern stands for."""
@@ -351,7 +351,7 @@ def _match(part: Any, value: Any, captures: Captures) -> Iterator[Captures]:
         bound = arguments.bound(value)
         parts, values = list(form.values()), [bound[name] for name in form]
         yield from _match_all(parts, values, {**captures, part: value})
-        if value.target in COMMUTATIVE and len(parts) > 1 and not any(isinstance(item, Value) for item in parts[2:]):
+        if value.target in COMMUTATIVE and len(parts) > 1 and bound.get("alpha", 1) == 1:
             yield from _match_all([parts[1], parts[0], *parts[2:]], values, {**captures, part: value})
 
 
