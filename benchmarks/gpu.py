@@ -112,6 +112,7 @@ def measure_case(name: str, batch: int, peers: str, cache_dir: str, seconds: flo
     torch.backends.cudnn.allow_tf32 = False
     reference = flat(model(fresh))
     torch.backends.cudnn.allow_tf32 = True
+    print(name, batch, flush=True)
     row: dict[str, Any] = {"model": name, "batch": batch, "size": models.ZOO[name].size}
     calls: dict[str, Callable[[], Any]] = {"torchscript": lambda: scripted(x)}
     frozen = torch.jit.freeze(scripted)
@@ -130,6 +131,8 @@ def measure_case(name: str, batch: int, peers: str, cache_dir: str, seconds: flo
         for _ in range(3):  # first by launches, then by the graph that is recorded
             errors.append(max(float((a - b).norm() / b.norm()) for a, b in zip(flat(loaded(fresh)), reference)))
         told["relative_error"] = max(errors)
+        if told["actions"]:
+            print(told["actions"], flush=True)
         told["host_microseconds"] = round(host_microseconds(lambda loaded=loaded: loaded(x)), 1)  # type: ignore[misc]
         calls[f"tiacc_level{level}"] = lambda loaded=loaded: loaded(x)  # type: ignore[misc]
     for key, latency in zip(calls, measure.latencies(list(calls.values()), DEVICE, seconds=seconds)):

@@ -107,8 +107,8 @@ class Job:
         software = {item.software: item.version for item in self.report.software_environment}
         self.report.tiacc_version = software.get("tiacc", "")
         if device.type == "cuda" and not settings.target:
-            self.model.to(device)
-            self.data = [_moved(item, device) for item in inputs.data]
+            self.model = models.on_device(self.model, device)
+            self.data = [models.moved(item, device) for item in inputs.data]
         else:
             self.data = inputs.data
         self.timed_item = self.data[_typical(inputs)]
@@ -201,10 +201,7 @@ class Job:
     def _load(self, compiled: Compiled, file: models.TemporaryModel) -> torch.jit.ScriptModule:
         """Write a model, and return what a load of the file gives."""
         file.write(compiled.module)
-        candidate = file.load()
-        if self.device.type == "cuda":
-            candidate.to(self.device)
-        return candidate
+        return file.load(self.device)
 
     def plan(self, attempt: Attempt) -> Plan:
         """Return what an attempt does to the model."""
@@ -279,7 +276,7 @@ class Job:
         """Return the input model as it was."""
         report = self.report
         file.write(self.model)
-        output_model = file.load()
+        output_model = file.load(self.device)
         report.actions.append("the input model was kept as it is: speed-up 1.00")
         accuracy = self._compare(output_model)
         item = models.cloned(self.timed_item)
@@ -306,13 +303,3 @@ def _typical(inputs: ModelInputs) -> int:
         if [tuple(tensor.shape) for tensor in models.tensors_of(item)] == wanted:
             return index
     return 0
-
-
-def _moved(item: Any, device: torch.device) -> Any:
-    if isinstance(item, torch.Tensor):
-        return item.to(device)
-    if isinstance(item, (list, tuple)):
-        return type(item)(_moved(member, device) for member in item)
-    if isinstance(item, dict):
-        return {key: _moved(member, device) for key, member in item.items()}
-    return item

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from tiacc.errors import ImportGraphError, InvalidArgumentError, TiaccError
 
 SUFFIXES = (".pt", ".pth")
+_CPU = torch.device("cpu")
 
 
 def load_model(input_model: Any, example: Sequence[Any]) -> tuple[torch.jit.ScriptModule, list[str]]:
@@ -63,11 +65,21 @@ def _load_file(path: Path) -> torch.jit.ScriptModule:
         ) from error
 
 
-def load_file(path: str | os.PathLike[str]) -> torch.jit.ScriptModule:
-    """Load a TorchScript file on the CPU."""
+def load_file(path: str | os.PathLike[str], device: torch.device = _CPU) -> torch.jit.ScriptModule:
+    """Load a TorchScript file on a device."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.jit.load(os.fspath(path), map_location="cpu")  # type: ignore[no-any-return]
+        return torch.jit.load(os.fspath(path), map_location=device)  # type: ignore[no-any-return]
+
+
+def on_device(module: torch.jit.ScriptModule, device: torch.device) -> torch.jit.ScriptModule:
+    """Return a copy of a module on a device, constants in its code included, which ``module.to`` leaves where they are."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(module, buffer)
+        buffer.seek(0)
+        return torch.jit.load(buffer, map_location=device)  # type: ignore[no-any-return]
 
 
 def _evaluated(module: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
@@ -84,10 +96,11 @@ def _trace(module: torch.nn.Module, example: Sequence[Any]) -> tuple[torch.jit.S
     if any(child.training for child in duplicate.modules()):
         duplicate.eval()
         notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
+    home = next((tensor.device for tensor in (*duplicate.parameters(), *duplicate.buffers())), _CPU)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            traced = torch.jit.trace(duplicate, tuple(example), check_trace=False, strict=False)
+            traced = torch.jit.trace(duplicate, tuple(moved(item, home) for item in example), check_trace=False, strict=False)
     except Exception as error:  # the user's own forward may raise anything
         raise ImportGraphError(
             f"input_model cannot be traced with inputs of these shapes: {type(error).__name__}: {_first_line(error)}. Correct the "
@@ -144,9 +157,9 @@ class TemporaryModel:
         except (RuntimeError, OSError) as error:
             raise TiaccError(f"the optimized model cannot be written to {str(self.path.parent)!r}: {_first_line(error)}") from error
 
-    def load(self) -> torch.jit.ScriptModule:
+    def load(self, device: torch.device = _CPU) -> torch.jit.ScriptModule:
         """Load what was written, as a user of the file would."""
-        return load_file(self.path)
+        return load_file(self.path, device)
 
     def keep(self) -> None:
         """Move the file to its final place in one step; without a `save_path` there is none."""
@@ -168,14 +181,23 @@ def call(module: torch.jit.ScriptModule, item: Sequence[Any]) -> Any:
 
 def cloned(item: Any) -> Any:
     """Return a copy of arguments: the tensors in nested tuples, lists and dicts are cloned, without gradients."""
+    return _mapped(item, lambda tensor: tensor.detach().clone(memory_format=torch.preserve_format))
+
+
+def moved(item: Any, device: torch.device) -> Any:
+    """Return arguments with the tensors in nested tuples, lists and dicts on a device."""
+    return _mapped(item, lambda tensor: tensor.to(device))
+
+
+def _mapped(item: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(item, torch.Tensor):
-        return item.detach().clone(memory_format=torch.preserve_format)
+        return function(item)
     if isinstance(item, tuple) and hasattr(item, "_fields"):
-        return type(item)(*map(cloned, item))
+        return type(item)(*(_mapped(member, function) for member in item))
     if isinstance(item, (list, tuple)):
-        return type(item)(map(cloned, item))
+        return type(item)(_mapped(member, function) for member in item)
     if isinstance(item, dict):
-        return {key: cloned(value) for key, value in item.items()}
+        return {key: _mapped(value, function) for key, value in item.items()}
     return item
 
 

@@ -202,7 +202,7 @@ def static_graph(gm: fx.GraphModule, inputs: Sequence[TensorSpec], shapes: Shape
     graph = fx.Graph()
     graph.output(graph.graph_copy(gm.graph, {}))
     for node in graph.nodes:
-        node.args = fx.node.map_aggregate(node.args, lambda arg: cpu if isinstance(arg, torch.device) else arg)  # type: ignore[assignment]
-        node.kwargs = fx.node.map_aggregate(node.kwargs, lambda arg: cpu if isinstance(arg, torch.device) else arg)  # type: ignore[assignment]
+        node.args = fx.node.map_aggregate(node.args, lambda arg: cpu if isinstance(arg, torch.device) else arg)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, lambda arg: cpu if isinstance(arg, torch.device) else arg)
     copy = fx.GraphModule(gm, graph)
     return specs.propagate(copy, [TensorSpec(shape, spec.dtype, cpu) for spec, shape in zip(inputs, shapes, strict=True)])

@@ -255,7 +255,7 @@ def _max_pool(planner: Planner, node: fx.Node, args: dict[str, Any]) -> Any:
 
 def _pool_of(planner: Planner, node: fx.Node, args: dict[str, Any]) -> Any:
     fake = node.meta["val"][0]
-    stand_in = fx.Node(node.graph, node.name, "call_function", node.target, (), {})  # type: ignore[arg-type]
+    stand_in = fx.Node(node.graph, node.name, "call_function", node.target, (), {})
     stand_in.meta["val"] = fake
     lazy = _pool(planner, stand_in, args, "max", "inside")
     if lazy is None:
@@ -271,7 +271,8 @@ def _avg_pool(planner: Planner, node: fx.Node, args: dict[str, Any]) -> Lazy | N
 def _adaptive_avg_pool(planner: Planner, node: fx.Node, args: dict[str, Any]) -> Lazy | None:
     source, out = args["self"], _shape(node)
     if out[-1] == out[-2] == 1:
-        return _reduce(planner, node, source, (len(out) - 2, len(out) - 1), "mean", keepdim=True)
+        found: Lazy | None = _reduce(planner, node, source, (len(out) - 2, len(out) - 1), "mean", keepdim=True)
+        return found
     shape = _shape(source)
     if len(shape) == 4 and shape[2] % out[2] == 0 and shape[3] % out[3] == 0:
         kernel = (shape[2] // out[2], shape[3] // out[3])
