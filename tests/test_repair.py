@@ -86,6 +86,13 @@ def test_optimize_repairs_and_tells() -> None:
     output_model, report, model = optimize(Peak(), x, half_dtype="fp16")
     assert report.achieved_level == 1, report
     assert any("kept in float32" in action for action in report.actions)
+    precision = report.precision
+    assert precision.half_dtype == "float16" and precision.flops > 0.85 and precision.operators > 0.8
+    assert precision.error_before > 5e-3 >= precision.error_after == report.outputs[0].rel_norm
+    assert any("lost" in row.reason for row in precision.kept)
+    assert {row.node for row in precision.sensitivities if row.is_kept} <= {row.node for row in precision.kept}
+    assert "in float32: its numbers are lost in half precision" in " ".join(str(report).split())
+    assert tiacc.OptimizedReport.from_dict(report.to_dict()) == report
     for item in (x, torch.randn(1, 8, 12, 12)):
         assert measure.largest(measure.compare(model(item), output_model(item))) <= 5e-3
 

@@ -127,7 +127,7 @@ def test_any_content_survives_json_and_has_a_text(outputs, fallbacks, segments, 
 def test_numbers_that_json_lacks_are_written_as_text_and_read_back():
     report = make_report(outputs=[OutputError("y", float("inf"), float("nan"), -float("inf"), 0.5)])
     parsed = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert parsed["outputs"][0] == {"name": "y", "max_abs": "inf", "max_rel": "nan", "cosine": "-inf", "rel_norm": 0.5}
+    assert parsed["outputs"][0] == {"name": "y", "max_abs": "inf", "max_rel": "nan", "cosine": "-inf", "rel_norm": 0.5, "top1": None}
     again = OptimizedReport.from_dict(parsed).outputs[0]
     assert again.max_abs == float("inf") and again.max_rel != again.max_rel and again.cosine == -float("inf")
 

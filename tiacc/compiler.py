@@ -21,6 +21,7 @@ from tiacc.model_graph import GraphNode, ModelGraph, nodes_of
 from tiacc.passes.base import Fuel, Instrument, Pass, PassContext
 from tiacc.passes.cast_half import KEEP, CastReport
 from tiacc.passes.instruments import TimingInstrument
+from tiacc.precision import Precision, precision_of
 from tiacc.report import FallbackRow, PassRow, SegmentRow
 from tiacc.runtime import blob as envelope
 from tiacc.runtime import stitch
@@ -79,6 +80,7 @@ class Compiled:
         warnings: Remarks for the report.
         dtypes: The number of operators by the dtype they compute in, those in engines.
         graph: What was built, for the report.
+        precision: What became of half precision; None where the passes cast nothing.
     """
 
     module: torch.jit.ScriptModule
@@ -89,6 +91,7 @@ class Compiled:
     warnings: list[str] = field(default_factory=list)
     dtypes: dict[torch.dtype, int] = field(default_factory=dict)
     graph: ModelGraph = field(default_factory=ModelGraph)
+    precision: Precision | None = None
 
     @property
     def is_half(self) -> bool:
@@ -153,10 +156,17 @@ def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phas
         data = {KEEP: plan.keep_fp32.get(region.index, {})}
         ctx = PassContext(plan.device, fuel, (timing, *plan.instruments), data)
         gm = plan.pipeline(region.graph, ctx).graph
-        rows.extend(PassRow(row.name, row.changes, row.ms, region.index) for row in timing.totals())
+        rows.extend(PassRow(row.name, row.changes, row.ms, region.index, _notes(ctx.data.get(row.name))) for row in timing.totals())
         partition = partitioner.partition(gm, plan.backends, min_segment_nodes=plan.min_segment_nodes)
         proposals.append(RegionProposal(region, gm, partition, ctx.data.get("cast-half")))
     return Proposal(imported, tuple(proposals), tuple(rows))
+
+
+def _notes(found: Any) -> tuple[str, ...]:
+    """Return what a pass says of what it left, as lines of text: it may have put lines in its context, or reasons by node."""
+    if isinstance(found, Mapping):
+        return tuple(f"{name}: {reason}" for name, reason in found.items() if isinstance(reason, str))
+    return tuple(line for line in found if isinstance(line, str)) if isinstance(found, list) else ()
 
 
 def build(proposal: Proposal, plan: Plan, step: Step = lambda phase: None) -> Compiled:
@@ -183,6 +193,8 @@ def build(proposal: Proposal, plan: Plan, step: Step = lambda phase: None) -> Co
         if item.region.path == "forward":
             checked |= _inputs_of_engines(item, engines)
     compiled.graph = ModelGraph.of(drawn)
+    compiled.precision, unmatched = precision_of((item.region.index, item.graph, item.casts) for item in proposal.regions)
+    compiled.warnings.extend(f"keep_fp32 has {pattern!r}, which means no operator, node or module of the model" for pattern in unmatched)
     step("export")
     exporter.replace_regions(imported.module, replacements)
     _add_input_check(imported, plan, checked)
@@ -279,6 +291,7 @@ def _build(
         outputs=outputs,
         profiles=profiles,
     )
+    precisions = getattr(engine, "precisions", None)
     row = SegmentRow(
         index=segment.index,
         backend=backend.name,
@@ -289,6 +302,7 @@ def _build(
         inputs=tuple(map(str, inputs)),
         outputs=tuple(map(str, outputs)),
         region=region,
+        precisions=precisions() if callable(precisions) else {},
     )
     return stitch.StitchedEngine(subgraph, backend.name, blob, envelope.key_of(blob), spec), row
 

@@ -19,6 +19,7 @@ from tiacc.measure import Accuracy
 from tiacc.options import Options
 from tiacc.planning import plan_of
 from tiacc.progress import Progress
+from tiacc.repair import Repair
 from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport
 from tiacc.samples import ModelInputs
 
@@ -59,6 +60,8 @@ class Trial:
         accuracy: How far its outputs are from the input model's; None where they cannot be compared.
         tolerance: The largest error that is accepted.
         failure: Why it is not to be used, or an empty string.
+        repair: What keeps operators in float32, if anything does.
+        error_before: The error before the repair.
     """
 
     attempt: Attempt
@@ -67,6 +70,8 @@ class Trial:
     accuracy: Accuracy | None
     tolerance: float
     failure: str = ""
+    repair: Repair | None = None
+    error_before: float | None = None
 
     @property
     def error(self) -> float:
@@ -258,6 +263,8 @@ class Job:
         self._describe(trial.compiled)
         report.baseline_latency, report.optimized_latency = baseline, optimized
         report.optimization_result = OptimizationResult.of(baseline, optimized)
+        if report.precision is not None:
+            mending.tell(report.precision, trial)
         self._tell(trial.accuracy, trial.tolerance)
 
     def _tell(self, accuracy: Accuracy, tolerance: float) -> None:
@@ -270,6 +277,7 @@ class Job:
         report.achieved_level = int(compiled.is_half)
         report.passes, report.segments, report.fallbacks = compiled.passes, compiled.segments, compiled.fallbacks
         report.graph = compiled.graph
+        report.precision = compiled.precision if compiled.is_half else None
         report.warnings.extend(compiled.warnings)
 
     def _keep_input(self, file: models.TemporaryModel) -> torch.jit.ScriptModule:

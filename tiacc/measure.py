@@ -119,14 +119,15 @@ def _compare_tensors(reference: torch.Tensor, candidate: Any, name: str) -> Outp
             f"{name} is {reference.dtype} of shape {tuple(reference.shape)}, and the optimized model returns {candidate.dtype} of shape "
             f"{tuple(candidate.shape)}"
         )
+    top1 = _top1(reference, candidate)
     one, other = (tensor.detach().cpu().to(torch.complex128 if tensor.is_complex() else torch.float64) for tensor in (reference, candidate))
     one, other = one.flatten(), other.flatten()
     same = (one == other) | (one.isnan() & other.isnan())
     if bool(same.all()):
-        return OutputError(name, 0.0, 0.0, 1.0, 0.0)
+        return OutputError(name, 0.0, 0.0, 1.0, 0.0, top1)
     finite = one.isfinite() & other.isfinite()
     if not bool((finite | same).all()):
-        return OutputError(name, math.inf, math.inf, 0.0, math.inf)
+        return OutputError(name, math.inf, math.inf, 0.0, math.inf, top1)
     one, other = one[finite], other[finite]
     difference = (one - other).abs()
     norm = float(torch.linalg.vector_norm(one))
@@ -140,7 +141,15 @@ def _compare_tensors(reference: torch.Tensor, candidate: Any, name: str) -> Outp
         max_rel=float((difference / floor).max()),
         cosine=min(1.0, cosine),
         rel_norm=float(torch.linalg.vector_norm(difference)) / norm if norm else math.inf,
+        top1=top1,
     )
+
+
+def _top1(reference: torch.Tensor, candidate: torch.Tensor) -> float | None:
+    """Return the part of the rows in which the same column is largest; None for what are no scores of classes."""
+    if reference.ndim != 2 or not reference.is_floating_point() or reference.shape[0] == 0 or reference.shape[1] < 2:
+        return None
+    return float((reference.argmax(1) == candidate.argmax(1)).double().mean())
 
 
 def worst(first: Sequence[OutputError], second: Sequence[OutputError]) -> list[OutputError]:
@@ -154,6 +163,7 @@ def worst(first: Sequence[OutputError], second: Sequence[OutputError]) -> list[O
             max(one.max_rel, other.max_rel),
             min(one.cosine, other.cosine),
             max(one.rel_norm, other.rel_norm),
+            min((item.top1 for item in (one, other) if item.top1 is not None), default=None),
         )
         for one, other in zip(first, second)
     ]

@@ -15,6 +15,7 @@ from tiacc import measure, models
 from tiacc.backends.reference import own
 from tiacc.errors import AccuracyError, TiaccError
 from tiacc.oracle import is_half, run_in_float32
+from tiacc.precision import SHOWN, Precision, SensitivityRow
 from tiacc.repair import HALF_SHARE, MARGIN, Repairer
 from tiacc.runtime import ops, stitch
 
@@ -52,6 +53,26 @@ def mended(job: Job, trial: Trial, file: models.TemporaryModel) -> Trial | None:
     if trial.attempt.level == 1 and trial.error > MARGIN * trial.tolerance and trial.compiled.is_half:
         return _with_more_float32(job, trial, file)
     return trial
+
+
+def tell(precision: Precision, trial: Trial) -> None:
+    """Put into the report what a repair found."""
+    if trial.repair is None:
+        return
+    precision.error_before, precision.error_after = trial.error_before, trial.error
+    precision.sensitivities = [
+        SensitivityRow(
+            row.node,
+            row.op,
+            row.local,
+            row.contribution,
+            row.flops,
+            row.node in trial.attempt.keep_fp32.get(region, {}),
+            row.source,
+            region,
+        )
+        for region, row in trial.repair.table[:SHOWN]
+    ]
 
 
 def _without_wrong_engines(job: Job, trial: Trial, file: models.TemporaryModel) -> Trial | None:
@@ -161,6 +182,7 @@ def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> T
         if again is None:
             break
         last = again
+        again.repair, again.error_before = repair, trial.error
         if again.error < best.error:
             best = again
         if best.error <= LIMIT * tolerance or time.perf_counter() > end:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from tiacc.errors import InvalidArgumentError
 from tiacc.model_graph import ModelGraph
+from tiacc.precision import Precision
 from tiacc.report_html import as_frame, as_page
 from tiacc.report_view import as_html, as_text
 
@@ -131,6 +132,8 @@ class OutputError:
         max_rel: The largest difference relative to the element, elements near zero being held against the output's scale.
         cosine: The cosine of the angle between the two, 1 when they agree.
         rel_norm: ``‖candidate - reference‖ / ‖reference‖``, which `Options.tolerance` bounds.
+        top1: For an output of scores, ``(N, classes)``: the part of the rows whose largest score is that of the same class. None for
+            other outputs.
     """
 
     name: str
@@ -138,6 +141,7 @@ class OutputError:
     max_rel: float
     cosine: float
     rel_norm: float
+    top1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,14 @@ class PassRow:
         changes: The number of rewrites.
         ms: How long it took, in milliseconds.
         region: The index of the region.
+        notes: What it left as it was, and why, a line each.
     """
 
     name: str
     changes: int
     ms: float
     region: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,7 @@ class SegmentRow:
         inputs: The types of its inputs, such as ``"float32[1, 3, 224, 224]"``.
         outputs: The types of its outputs.
         region: The index of the region.
+        precisions: How many operations the engine itself says to compute in each type: ``{"bf16": 50}``; empty where it cannot say.
     """
 
     index: int
@@ -182,6 +189,7 @@ class SegmentRow:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     region: int = 0
+    precisions: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,6 +229,7 @@ class OptimizedReport:
         outputs: The error of each output; empty where the model was not run.
         accuracy_check: What `Options.accuracy_check` gave at worst; None without one.
         tolerance: The largest `OutputError.rel_norm`, or result of `accuracy_check`, that was accepted.
+        precision: What became of half precision; None at level 0.
         passes: In the order in which they ran.
         segments: The engines.
         fallbacks: The operators left in Torch.
@@ -243,6 +252,7 @@ class OptimizedReport:
     outputs: list[OutputError] = field(default_factory=list)
     accuracy_check: float | None = None
     tolerance: float | None = None
+    precision: Precision | None = None
     passes: list[PassRow] = field(default_factory=list)
     segments: list[SegmentRow] = field(default_factory=list)
     fallbacks: list[FallbackRow] = field(default_factory=list)

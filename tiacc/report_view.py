@@ -17,6 +17,10 @@ WIDTH = 100
 Row = Sequence[str]
 
 
+KEPT_SHOWN = 12
+"""The most kinds of operators in float32 that the text names."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the view: a table, or notes, or both.
@@ -54,12 +58,8 @@ def sections(report: OptimizedReport) -> list[Section]:
     found = [
         _summary(report),
         Section("Latency", ("p50", "p90", "p99", "mean", "calls/s", "runs"), [*_latency_rows(report)]),
-        Section(
-            "Accuracy",
-            ("max abs", "max rel", "rel norm", "cosine"),
-            [(e.name, f"{e.max_abs:.2e}", f"{e.max_rel:.2e}", f"{e.rel_norm:.2e}", f"{e.cosine:.8f}") for e in report.outputs],
-            () if report.tolerance is None or not report.outputs else [f"accepted: a rel norm of {report.tolerance:.0e}"],
-        ),
+        _accuracy(report),
+        _half_precision(report),
         Section("Done about it", notes=report.actions),
         Section("Passes", ("changes", "ms"), [*_pass_rows(report)]),
         Section("Segments", ("operators", "dtype", "build ms", "size"), [*_segment_rows(report)]),
@@ -84,6 +84,38 @@ def _summary(report: OptimizedReport) -> Section:
             f"test data, {data.test_data_source}: {data.test_data_shape} {data.test_data_type}",
         ],
     )
+
+
+def _accuracy(report: OptimizedReport) -> Section:
+    has_classes = any(error.top1 is not None for error in report.outputs)
+    rows = []
+    for e in report.outputs:
+        cells = (e.name, f"{e.max_abs:.2e}", f"{e.max_rel:.2e}", f"{e.rel_norm:.2e}", f"{e.cosine:.8f}")
+        rows.append((*cells, "" if e.top1 is None else f"{e.top1:.1%}") if has_classes else cells)
+    notes = []
+    if report.accuracy_check is not None:
+        notes.append(f"your accuracy_check: {report.accuracy_check:.3g}, accepted up to {report.tolerance:.0e}")
+    elif report.tolerance is not None and report.outputs:
+        notes.append(f"accepted: a rel norm of {report.tolerance:.0e}")
+    return Section("Accuracy", ("max abs", "max rel", "rel norm", "cosine", *(("top 1",) if has_classes else ())), rows, notes)
+
+
+def _half_precision(report: OptimizedReport) -> Section:
+    """Return how much computes in half precision, what does not and why, and what a repair found."""
+    precision = report.precision
+    if precision is None:
+        return Section("Half precision")
+    notes = [f"{precision.operators:.0%} of the operators and {precision.flops:.1%} of the arithmetic, with {precision.casts} casts"]
+    if precision.error_before is not None and precision.error_after is not None:
+        notes.append(f"the repair brought the error of the outputs from {precision.error_before:.2g} to {precision.error_after:.2g}")
+    reasons: dict[tuple[str, str], int] = {}
+    for row in precision.kept:
+        reasons[row.op, row.reason] = reasons.get((row.op, row.reason), 0) + 1
+    ordered = sorted(reasons.items(), key=lambda item: -item[1])
+    notes.extend(f"{count} \N{MULTIPLICATION SIGN} {op} in float32: {reason}" for (op, reason), count in ordered[:KEPT_SHOWN])
+    if len(ordered) > KEPT_SHOWN:
+        notes.append(f"and {_operators(sum(count for _, count in ordered[KEPT_SHOWN:]))} more in float32: see the report as JSON")
+    return Section(f"Half precision: {precision.half_dtype}", notes=notes)
 
 
 def _latency_rows(report: OptimizedReport) -> Iterator[Row]:
