@@ -121,3 +121,33 @@ def test_the_users_own_check_decides() -> None:
     assert seen and report.achieved_level == 1 and report.accuracy_check <= 0.02
     with pytest.raises(tiacc.errors.InvalidArgumentError, match="accuracy_check"):
         optimize(Peak(), x, half_dtype="fp16", accuracy_check=lambda one, other: "fine")
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+@pytest.mark.parametrize("form", ["traced", "scripted"])
+@pytest.mark.parametrize(("pattern", "kept"), [("blocks.1", 2), ("blocks.*.0", 3), ("blocks.0.2", 1), ("bl*s.2", 2)])
+def test_a_module_is_kept_by_its_path(form: str, pattern: str, kept: int) -> None:
+    x = torch.randn(8, 32)
+    model = Blocks().eval()
+    torchscript = torch.jit.script(model) if form == "scripted" else torch.jit.trace(model, x)
+    _, report = tiacc.optimize(
+        torchscript, 1, 1, ["8*32"], backend="reference", half_dtype="bf16", keep_fp32=[pattern], timing_seconds=0.1, tolerance=0.1
+    )
+    rows = [row for row in report.precision.kept if row.reason == f"keep_fp32={pattern!r}" and "linear" in row.op]
+    assert len(rows) == kept and not any("keep_fp32" in warning for warning in report.warnings)
+
+
+def test_a_pattern_that_means_nothing_is_told() -> None:
+    _, report, _ = optimize(Blocks(), torch.randn(8, 32), half_dtype="bf16", keep_fp32="blocks.7", tolerance=0.1)
+    assert any("'blocks.7'" in warning for warning in report.warnings)

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from tiacc.graph import specs
+from tiacc.graph.module_paths import paths_of
 
 if TYPE_CHECKING:
     from tiacc.backends.partitioner import Partition
@@ -96,7 +97,7 @@ def nodes_of(gm: fx.GraphModule, partition: Partition, region: int, built: Colle
         first: The place of its first node in the list of all nodes.
     """
     segment_of = {node: item.index for item in partition.segments if item.index in built for node in item.nodes}
-    paths = _paths(gm)
+    paths = paths_of(gm)
     order: list[fx.Node] = [node for node in gm.graph.nodes if node.op == "placeholder"]
     for item in partition.order:
         order.extend([item] if isinstance(item, fx.Node) else item.nodes)
@@ -117,17 +118,6 @@ def nodes_of(gm: fx.GraphModule, partition: Partition, region: int, built: Colle
         )
         for node in order
     ]
-
-
-def _paths(gm: fx.GraphModule) -> dict[fx.Node, str]:
-    """Return the module that each operator belongs to: that of its weights; one without belongs where the one before it does."""
-    found: dict[fx.Node, str] = {}
-    path = ""
-    for node in gm.graph.nodes:
-        if node.op == "call_function":
-            path = node.meta.get("path", path)
-            found[node] = path
-    return found
 
 
 def _op(node: fx.Node) -> str:

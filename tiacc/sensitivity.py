@@ -47,7 +47,6 @@ class Sensitivity:
         flops: Its arithmetic.
         cost: What computing it in float32 costs, in operations: its arithmetic, and the memory it moves.
         source: Its line of TorchScript source, or an empty string.
-        module: The path of its module, or an empty string.
     """
 
     node: str
@@ -57,7 +56,6 @@ class Sensitivity:
     flops: int
     cost: int
     source: str = ""
-    module: str = ""
 
     @property
     def weight(self) -> float:
@@ -100,7 +98,6 @@ def _row(node: fx.Node, local: float, contribution: float) -> Sensitivity:
         flops=flops,
         cost=flops + FLOPS_PER_ELEMENT * moved,
         source=str(node.meta.get("source", "")),
-        module=str(node.meta.get("module", "")),
     )
 
 

@@ -306,7 +306,7 @@ class TestKeepFp32:
         x = sketch.input("x", 4, 6)
         for index in range(3):
             x = sketch.call(aten.linear.default, x, constant(sketch, f"w{index}", 6, 6))
-            x.meta["module"] = f"encoder.layer.{index}.dense"
+            x.meta["path"] = f"encoder.layer.{index}.dense"
             x = sketch.call(aten.softmax.int, x, 1)
         return sketch.output(x)
 
@@ -320,7 +320,8 @@ class TestKeepFp32:
             (("aten::softmax.int",), {"softmax_int", "softmax_int_1", "softmax_int_2"}),
             (("softmax_int_1",), {"softmax_int_1"}),
             (("linear*_2", "soft*_2"), {"linear_default_2", "softmax_int_2"}),
-            (("encoder.layer.1.*",), {"linear_default_1"}),
+            (("encoder.layer.1.*",), {"linear_default_1", "softmax_int_1"}),
+            (("encoder.layer.1",), {"linear_default_1", "softmax_int_1"}),
             (("*",), {f"{name}{end}" for name in ("linear_default", "softmax_int") for end in ("", "_1", "_2")}),
         ],
     )

@@ -28,6 +28,7 @@ from torch import fx
 
 from tiacc.errors import ImportGraphError
 from tiacc.graph import arguments, specs, torch_compat
+from tiacc.graph.module_paths import paths_of
 from tiacc.passes import precision_policy, rewrite, rounding
 from tiacc.passes.base import Pass, PassContext, PassResult, register
 from tiacc.passes.precision_policy import Kind, Policy
@@ -94,9 +95,7 @@ class CastReport:
 
 def cast_half(gm: fx.GraphModule, ctx: PassContext, dtype: torch.dtype, keep_fp32: tuple[str, ...]) -> CastReport:
     """Let the nodes of `gm` compute in `dtype` that can."""
-    caster = _Caster(gm, ctx, dtype, keep_fp32)
-    caster.run()
-    return caster.report
+    return _Caster(gm, ctx, dtype, keep_fp32).run()
 
 
 class _Caster:
@@ -125,7 +124,7 @@ class _Caster:
         self._casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
         self._misfits: dict[fx.Node, str] = {}
 
-    def run(self) -> None:
+    def run(self) -> CastReport:
         """Do all there is to do."""
         self._classify()
         self._find_moves_below_a_cast()
@@ -133,11 +132,13 @@ class _Caster:
             if node in self.policies:
                 self._visit(node)
         self._restore_outputs()
+        return self.report
 
     # What each node is to be -------------------------------------------------------------------------------------------
 
     def _classify(self) -> None:
         matched: set[str] = set()
+        paths = paths_of(self.gm) if self.keep_fp32 else {}
         for node in self.nodes:
             if node.op == "get_attr" and node in self.was_float and not self._misfit(node):
                 self.free.add(node)
@@ -145,7 +146,7 @@ class _Caster:
                 continue
             if node not in self.was_float and self.was_float.isdisjoint(node.all_input_nodes):
                 continue
-            patterns = [pattern for pattern in self.keep_fp32 if precision_policy.matches(node, pattern)]
+            patterns = [pattern for pattern in self.keep_fp32 if precision_policy.matches(node, pattern, paths.get(node, ""))]
             matched.update(patterns)
             self.policies[node] = self._policy(node, patterns)
             is_told = bool(patterns) or node.name in self.kept

@@ -170,9 +170,18 @@ def op_name(node: fx.Node) -> str:
     return str(node.target.overloadpacket.__name__)
 
 
-def matches(node: fx.Node, pattern: str) -> bool:
-    """Return whether a pattern of ``keep_fp32`` means a node: its operator, its name, or the path of its module."""
-    names = [node.name, str(node.meta.get("module", ""))]
+def matches(node: fx.Node, pattern: str, path: str = "") -> bool:
+    """Return whether a pattern of ``keep_fp32`` means a node.
+
+    Args:
+        node: A call of an operator.
+        pattern: What its operator, its name, its module or one that holds its module is called.
+        path: The path of its module, as `tiacc.graph.module_paths` gives it.
+    """
+    names = [node.name]
+    while path:
+        names.append(path)
+        path = path.rpartition(".")[0]
     if isinstance(node.target, torch._ops.OpOverload):
         full = str(node.target)
         base = full.rpartition(".")[0]
