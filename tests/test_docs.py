@@ -85,4 +85,5 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def test_every_page_is_in_the_site() -> None:
     listed = set(re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
-    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")}
+    generated = {"performance.md"}  # there once `make bench` has run
+    assert listed - generated == {path.name for path in (ROOT / "docs").glob("*.md")} - generated

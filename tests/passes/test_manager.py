@@ -9,6 +9,7 @@ from torch import fx
 
 from tests.helpers import Sketch, forget_later
 from tiacc.errors import InvalidArgumentError, PassError, PassOrderError, PostconditionError, PreconditionError, RegistryError
+from tiacc.passes import option_text
 from tiacc.passes.base import Fuel, Pass, PassContext, PassResult, pass_class, passes
 from tiacc.passes.manager import PassManager, schedule
 from tiacc.passes.rules import RewriteRule
@@ -280,3 +281,22 @@ def test_a_function_pass_returns_a_number():
 
     with pytest.raises(PassError, match="pass forgetful returned None; it returns the number of its changes"):
         pass_class(forgetful)()(relus(1))
+
+
+def test_options_of_a_function_pass():
+    def named(gm: OnlyForTypeCheckers, ctx, *, keep: tuple[str, ...] = (), dtype=torch.float16):  # noqa: F821
+        return 0
+
+    def mutable(gm, ctx, *, keep=[]):  # noqa: B006
+        return 0
+
+    def unknown(gm, ctx, *, most: OnlyForTypeCheckers = 3):  # noqa: F821
+        return 0
+
+    cls = pass_class(named)
+    assert option_text.parse_options(cls, [("keep", ["a", "b"])]) == {"keep": ("a", "b")}
+    with pytest.raises(InvalidArgumentError, match="cannot be read: name 'OnlyForTypeCheckers' is not defined"):
+        pass_class(unknown)
+    assert str(cls(keep=("a", "b"), dtype=torch.bfloat16)) == "named{keep=a|b, dtype=bf16}"
+    with pytest.raises(InvalidArgumentError, match=r"the option 'keep' of .*mutable has a list for a default"):
+        pass_class(mutable)

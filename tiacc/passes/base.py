@@ -226,10 +226,22 @@ def _class_of(function: Any) -> type[Pass]:
             f"the function {function.__qualname__} is no pass: a pass has a name, takes (gm, ctx), and has options only by keyword "
             f"and with defaults"
         )
-    hints = typing.get_type_hints(function)
+    # The options' alone: the graph's may name what only a type checker sees.
+    types = {item.name: function.__annotations__.get(item.name, type(item.default)) for item in options}
+    annotated = type("Options", (), {"__annotations__": types})
+    try:
+        hints = typing.get_type_hints(annotated, function.__globals__)
+    except NameError as error:
+        raise InvalidArgumentError(f"the type of an option of {function.__qualname__} cannot be read: {error}") from error
+    for item in options:
+        if item.default.__hash__ is None:
+            raise InvalidArgumentError(
+                f"the option {item.name!r} of {function.__qualname__} has a {type(item.default).__name__} for a default, which could be "
+                f"changed; give it a tuple"
+            )
     made = dataclasses.make_dataclass(
         "".join(word.capitalize() for word in function.__name__.split("_")),
-        [(item.name, hints.get(item.name, type(item.default)), item.default) for item in options],
+        [(item.name, hints[item.name], item.default) for item in options],
         bases=(_FunctionPass,),
         frozen=True,
         namespace={
