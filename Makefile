@@ -7,7 +7,7 @@ PLUGIN_VENV := .venv-plugin
 EXAMPLE := examples/tiacc-onnxruntime
 DOCS_STAMP := $(VENV)/.docs
 
-.PHONY: demo test test-slow plugin lint bench docs clean
+.PHONY: demo test test-slow fuzz plugin lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -26,6 +26,9 @@ plugin: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m "slow and not gpu" --benchmark-skip
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.graph.fuzz 0 5000
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

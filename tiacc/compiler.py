@@ -16,7 +16,6 @@ from tiacc.backends.base import Backend, BuildSpec, Profile
 from tiacc.errors import BuildError, InvalidArgumentError
 from tiacc.graph import exporter, importer, specs, torch_compat
 from tiacc.graph.regions import ImportResult, Region
-from tiacc.graph.types import TensorSpec
 from tiacc.model_graph import GraphNode, ModelGraph, nodes_of
 from tiacc.passes.base import Fuel, Instrument, Pass, PassContext
 from tiacc.passes.cast_half import KEEP, CastReport
@@ -182,7 +181,7 @@ def build(proposal: Proposal, plan: Plan, step: Step = lambda phase: None) -> Co
             f"the methods {', '.join(imported.dropped_methods)} are parts of forward and are not methods of the optimized model; "
             f"keep_methods keeps them, with a second copy of their weights"
         )
-    checked: set[int] = set()
+    checked: set[tuple[int, tuple[int | str, ...]]] = set()
     replacements = []
     drawn: list[GraphNode] = []
     for item in proposal.regions:
@@ -197,7 +196,7 @@ def build(proposal: Proposal, plan: Plan, step: Step = lambda phase: None) -> Co
     compiled.warnings.extend(f"keep_fp32 has {pattern!r}, which means no operator, node or module of the model" for pattern in unmatched)
     step("export")
     exporter.replace_regions(imported.module, replacements)
-    _add_input_check(imported, plan, checked)
+    _add_input_check(imported, checked)
     if imported.assumptions and imported.original is not None:
         exporter.guard(torch_compat.forward_graph(imported.module), imported.original, imported.assumptions)
         names = [argument.name for argument in torch_compat.forward_arguments(imported.module)]
@@ -254,10 +253,12 @@ def _build_engines(
     return engines
 
 
-def _inputs_of_engines(item: RegionProposal, engines: dict[int, stitch.StitchedEngine]) -> set[int]:
-    """Return the unique numbers of the TorchScript values that are inputs of a region's engines."""
+def _inputs_of_engines(
+    item: RegionProposal, engines: dict[int, stitch.StitchedEngine]
+) -> set[tuple[int, tuple[int | str, ...]]]:
+    """Return the inputs of a region that engines read: the unique numbers of TorchScript values, each with a path."""
     placeholders = [node for node in item.graph.graph.nodes if node.op == "placeholder"]
-    names = {node: value.unique() for node, value in zip(placeholders, item.region.inputs)}
+    names = {node: (read.value.unique(), read.path) for node, read in zip(placeholders, item.region.inputs)}
     return {names[node] for engine in engines.values() for node in engine.subgraph.inputs if node in names}
 
 
@@ -336,15 +337,10 @@ def _dtypes(segment: partitioner.Segment) -> dict[torch.dtype, int]:
     return floating or counts
 
 
-def _add_input_check(imported: ImportResult, plan: Plan, checked: set[int]) -> None:
+def _add_input_check(imported: ImportResult, checked: set[tuple[int, tuple[int | str, ...]]]) -> None:
     """Have ``forward`` check those tensors that no engine checks: what was folded for their shapes holds for no others."""
-    graph = torch_compat.forward_graph(imported.module)
-    arguments = list(graph.inputs())[1:]
-    wanted = [
-        (value, spec)
-        for value, spec in zip(arguments, plan.inputs)
-        if isinstance(spec, TensorSpec) and value.unique() not in checked
-    ]
+    wanted = [(read, spec) for read, spec in imported.arguments if (read.value.unique(), read.path) not in checked]
     if wanted and imported.regions:
         text = json.dumps([envelope.spec_to_json(spec) for _, spec in wanted])
-        exporter.call_first(graph, "tiacc::check_inputs", [value for value, _ in wanted], text)
+        graph = torch_compat.forward_graph(imported.module)
+        exporter.call_first(graph, "tiacc::check_inputs", [read for read, _ in wanted], text)

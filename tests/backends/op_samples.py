@@ -104,7 +104,7 @@ def _traced_cases(
         return  # not every sample can be traced
     arguments = [value.debugName() for value in list(result.module.graph.inputs())[1:]]
     for region in result.regions:
-        names = [value.debugName() for value in region.inputs]
+        names = [read.value.debugName() for read in region.inputs]
         if all(name in arguments for name in names):
             yield from _node_cases(region.graph, [tensors[arguments.index(name)].clone() for name in names], seen)
 

@@ -17,7 +17,8 @@ from torch import fx
 
 from tiacc.errors import ExportError
 from tiacc.graph import specs, torch_compat
-from tiacc.graph.regions import OutputIndex, Region
+from tiacc.graph.assumptions import Form
+from tiacc.graph.regions import UNINITIALISED, OutputIndex, Region, RegionInput
 
 _SCALAR_KINDS: dict[Callable[..., Any], str] = {
     operator.add: "aten::add",
@@ -90,7 +91,7 @@ def _replace_region(graph: torch_compat.Graph, region: Region, gm: fx.GraphModul
     writer = _Writer(graph)
     with graph.insert_point_guard(region.nodes[0]):
         placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-        writer.values.update(zip(placeholders, region.inputs, strict=True))
+        writer.values.update({node: writer.project(read) for node, read in zip(placeholders, region.inputs, strict=True)})
         results = writer.write(gm)
         for output in region.outputs:
             new = writer.build(output.template, output.value.type(), results)
@@ -107,6 +108,7 @@ class _Writer:
         self.values: dict[fx.Node, torch_compat.Value] = {}
         self._parts: dict[fx.Node, Sequence[torch_compat.Value]] = {}
         self._constants: dict[tuple[type, Any], torch_compat.Value] = {}
+        self._containers: dict[int, torch_compat.Value] = {}
 
     def write(self, gm: fx.GraphModule) -> list[torch_compat.Value]:
         """Write the nodes of `gm`, whose placeholders have values, and return its outputs."""
@@ -123,30 +125,68 @@ class _Writer:
         """Return the value of a node or constant."""
         return self.values[item] if isinstance(item, fx.Node) else self._constant(item)
 
+    def project(self, read: RegionInput) -> torch_compat.Value:
+        """Return what a region reads: a value, or a member of a container."""
+        value = self._given(read.value)
+        for key in read.path:
+            type_ = value.type()
+            if type_.kind() == "TupleType":
+                value = self.emit("prim::TupleIndex", [value, self.of(key)], [type_.elements()[key]])[0]
+            else:
+                inner = type_.getElementType() if type_.kind() == "ListType" else type_.getValueType()
+                value = self.emit("aten::__getitem__", [value, self.of(key)], [inner])[0]
+            value = self._given(value)
+        return value
+
+    def _given(self, value: torch_compat.Value) -> torch_compat.Value:
+        """Return a value that might be None by its type and is not."""
+        type_ = value.type()
+        return self.emit("prim::unchecked_cast", [value], [type_.getElementType()])[0] if type_.kind() == "OptionalType" else value
+
+    def holds(self, value: torch_compat.Value, assumed: Any) -> torch_compat.Value:
+        """Return whether a value is, or has the form, that was assumed."""
+        left: torch_compat.Value = value
+        right: Any = assumed
+        if isinstance(assumed, Form):
+            right = None
+            if isinstance(assumed.keys, int):
+                left, right = self.emit("aten::len", [value], [torch._C.IntType.get()])[0], assumed.keys
+            elif assumed.keys is not None:
+                key_type = torch._C.ListType(value.type().getKeyType())
+                left = self.emit("aten::keys", [value], [key_type])[0]
+                right = self.emit("prim::ListConstruct", [self.of(key) for key in assumed.keys], [key_type])[0]
+        is_present = isinstance(assumed, Form) and assumed.keys is None
+        kind = "aten::__isnot__" if is_present else "aten::__is__" if assumed is None else "aten::eq"
+        return self.emit(kind, [left, right if isinstance(right, torch._C.Value) else self.of(right)], [torch._C.BoolType.get()])[0]
+
     def build(self, template: Any, wanted: torch_compat.Type, results: Sequence[torch_compat.Value]) -> torch_compat.Value:
         """Make a value of a region's output from the outputs of its graph."""
         if isinstance(template, OutputIndex):
             return results[template.index]
-        if isinstance(template, (list, tuple)):
-            kind = wanted.kind()
-            inner = wanted.getElementType() if kind == "OptionalType" else wanted
-            if inner.kind() == "ListType":
-                members = [self.build(member, inner.getElementType(), results) for member in template]
-                return self.emit("prim::ListConstruct", members, [inner])[0]
-            types = inner.elements() if inner.kind() == "TupleType" else [torch._C.AnyType.get()] * len(template)
-            members = [self.build(member, type_, results) for member, type_ in zip(template, types)]
+        if isinstance(template, (list, dict)):  # a list that is in two places is one list
+            if id(template) not in self._containers:
+                self._containers[id(template)] = self._build_container(template, wanted, results)
+            return self._containers[id(template)]
+        if isinstance(template, tuple):
+            inner = torch_compat.without_optional(wanted)
+            members = [self.build(member, type_, results) for member, type_ in zip(template, inner.elements())]
             return self.emit("prim::TupleConstruct", members, [inner])[0]
-        if isinstance(template, dict):
-            key_type, item_type = wanted.getKeyType(), wanted.getValueType()
-            members = [
-                self.build(member, type_, results)
-                for item in template.items()
-                for member, type_ in zip(item, (key_type, item_type))
-            ]
-            return self.emit("prim::DictConstruct", members, [wanted])[0]
         if isinstance(template, torch.Tensor):
             return self._tensor(template)
+        if template is UNINITIALISED:
+            return self.emit("prim::Uninitialized", [], [wanted])[0]
         return self._constant(_cast(template, wanted))
+
+    def _build_container(
+        self, template: list[Any] | dict[Any, Any], wanted: torch_compat.Type, results: Sequence[torch_compat.Value]
+    ) -> torch_compat.Value:
+        inner = torch_compat.without_optional(wanted)
+        if isinstance(template, list):
+            members = [self.build(member, inner.getElementType(), results) for member in template]
+            return self.emit("prim::ListConstruct", members, [inner])[0]
+        types = (inner.getKeyType(), inner.getValueType())
+        members = [self.build(member, type_, results) for item in template.items() for member, type_ in zip(item, types)]
+        return self.emit("prim::DictConstruct", members, [inner])[0]
 
     # -- calls -----------------------------------------------------------------------------------------------------------------
 
@@ -251,11 +291,12 @@ def _type_of(value: Any) -> torch_compat.Type:
     raise ExportError(f"a value of type {type(value).__name__} has no TorchScript form here")
 
 
-def call_first(graph: torch_compat.Graph, operator_name: str, tensors: list[torch_compat.Value], text: str) -> None:
+def call_first(graph: torch_compat.Graph, operator_name: str, tensors: Sequence[RegionInput], text: str) -> None:
     """Call an operator ``(Tensor[], str) -> ()`` before everything else in a TorchScript graph."""
-    first = next(iter(graph.nodes()))
+    first = next(iter(graph.nodes()), graph.return_node())
     with graph.insert_point_guard(first):
-        items = graph.insertNode(graph.create("prim::ListConstruct", tensors, 1))
+        writer = _Writer(graph)
+        items = graph.insertNode(graph.create("prim::ListConstruct", [writer.project(read) for read in tensors], 1))
         items.output().setType(torch._C.ListType.ofTensors())
         graph.insertNode(graph.create(operator_name, [items.output(), graph.insertConstant(text)], 0))
 
@@ -266,7 +307,7 @@ def guard(graph: torch_compat.Graph, original: torch_compat.Graph, assumptions: 
     Args:
         graph: The optimized graph; it is edited.
         original: The graph that it came from, with the same inputs and outputs.
-        assumptions: The assumed value of each argument, by its place after ``self``: a number, a string, or None.
+        assumptions: What is assumed of each argument, by its place after ``self``: a number, a string, None, or a `Form`.
     """
     nodes = list(graph.nodes())
     outputs = list(graph.outputs())
@@ -275,8 +316,7 @@ def guard(graph: torch_compat.Graph, original: torch_compat.Graph, assumptions: 
         writer = _Writer(graph)
         condition: torch_compat.Value | None = None
         for place, value in assumptions.items():
-            kind = "aten::__is__" if value is None else "aten::eq"
-            holds = writer.emit(kind, [inputs[place + 1], writer.of(value)], [torch._C.BoolType.get()])[0]
+            holds = writer.holds(inputs[place + 1], value)
             both = [torch._C.BoolType.get()]
             condition = holds if condition is None else writer.emit("aten::__and__", [condition, holds], both)[0]
         assert condition is not None

@@ -10,28 +10,22 @@ region begins behind it. What is inside the blocks of a branch or loop that stay
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tiacc.graph import specs, torch_compat
-from tiacc.graph.node_importer import MARK_SPLICE, NodeImporter, RestartError
-from tiacc.graph.region_builder import UNKNOWN, Knowledge, RegionBuilder, unmark
-from tiacc.graph.regions import ImportResult, Left, Region
+from tiacc.graph.assumptions import UNKNOWN, form_of, leaves, usable
+from tiacc.graph.assumptions import Assumed as Assumed
+from tiacc.graph.node_importer import MARK_LEAVE, NodeImporter, SpliceError
+from tiacc.graph.region_builder import Facts, Knowledge, RegionBuilder, unmark
+from tiacc.graph.regions import ImportResult, Left, Region, RegionInput
+from tiacc.graph.size_samples import SizeSamples
 from tiacc.graph.specs import TensorSpec
 from tiacc.graph.storage import CannotImportError
 
-
-@dataclass(frozen=True)
-class Assumed:
-    """An argument of ``forward`` that is assumed to have one value: the regions hold for that value only.
-
-    Attributes:
-        value: A number, a string, or None.
-    """
-
-    value: Any
+MARK_OPAQUE = "tiacc_opaque"
+"""The attribute of a node that stays in TorchScript and whose results are not to be guessed."""
 
 
 def import_module(module: torch.jit.ScriptModule, inputs: Sequence[Any], keep_methods: Sequence[str] = ()) -> ImportResult:
@@ -62,32 +56,37 @@ class _Importer:
         self.ts_graph = torch_compat.forward_graph(module)
         self.original = self.ts_graph.copy()
         self.aliases = torch_compat.Aliases(self.ts_graph)
-        self.shared_writes: set[int] = set()
+        self.facts = Facts()
         self.regions: list[Region] = []
 
     def attempt(self) -> ImportResult | None:
         """Import the model; None when that has to begin again, with what was learnt."""
         self.regions = []
-        try:
-            return self._run()
-        except RestartError:
+        self.facts.must_restart = False
+        result = self._run()
+        for region in self.regions:
+            for node in region.nodes:
+                unmark(node)
+        if self.facts.must_restart:
             return None
-        finally:
-            for region in self.regions:
-                for node in region.nodes:
-                    unmark(node)
+        for mark in (MARK_LEAVE, MARK_OPAQUE):
+            torch_compat.remove_attribute(self.ts_graph, mark)
+        return result
 
     def _run(self) -> ImportResult:
-        self.knowledge = Knowledge(specs.new_fake_mode(), self.aliases)
+        self.knowledge = Knowledge(specs.new_fake_mode(), self.aliases, assumptions=self.facts.assumptions)
         self.symbols: dict[str, torch.SymInt] = {}
         self.left: list[Left] = []
         self.builder: RegionBuilder | None = None
         arguments = list(self.ts_graph.inputs())[1:]
         for index, (value, given) in enumerate(zip(arguments, self.inputs)):
-            if isinstance(given, Assumed):
-                self.knowledge.assumed[value.unique()] = (index, given.value)
-            if given is not ...:
-                self.knowledge.values[value.unique()] = self._abstract(given)
+            known = usable(given, value.type())
+            if isinstance(known, Assumed):
+                self.knowledge.assumed[value.unique()] = (index, known.value)
+            elif (form := form_of(known, value.type())) is not None:
+                self.knowledge.assumed[value.unique()] = (index, form)
+            self.knowledge.learn(value, self._abstract(known))
+        self.knowledge.samples = SizeSamples(self.knowledge.mode, torch_compat.sample_sizes(self.knowledge.mode))
         self.knowledge.symbol_names = {str(symbol.node.expr): name for name, symbol in self.symbols.items()}
         self._import_block(self.ts_graph.return_node().owningBlock(), "forward")
         return ImportResult(
@@ -99,18 +98,27 @@ class _Importer:
             self.dropped_methods,
             self.knowledge.assumptions,
             self.original,
+            self._relied_on(),
         )
 
-    def _abstract(self, given: Any) -> Any:
-        if isinstance(given, Assumed):
-            return given.value
-        if isinstance(given, TensorSpec):
-            return specs.fake_tensor(self.knowledge.mode, given, self.symbols)
-        if isinstance(given, (list, tuple)):
-            return tuple(map(self._abstract, given))
-        if isinstance(given, dict):
-            return {key: self._abstract(item) for key, item in given.items()}
-        return given
+    def _abstract(self, known: Any) -> Any:
+        if isinstance(known, Assumed):
+            return known.value
+        if isinstance(known, TensorSpec):
+            return specs.fake_tensor(self.knowledge.mode, known, self.symbols)
+        if isinstance(known, (list, tuple)):
+            return type(known)(map(self._abstract, known))
+        if isinstance(known, dict):
+            return {key: self._abstract(item) for key, item in known.items()}
+        return known
+
+    def _relied_on(self) -> list[tuple[RegionInput, TensorSpec]]:
+        """Return the tensors among the arguments whose types the regions may rely on."""
+        found: list[tuple[RegionInput, TensorSpec]] = []
+        for index, (value, given) in enumerate(zip(list(self.ts_graph.inputs())[1:], self.inputs)):
+            if value.unique() not in self.knowledge.assumed or index in self.knowledge.assumptions:
+                found.extend((RegionInput(value, path), spec) for path, spec in leaves(usable(given, value.type())))
+        return found
 
     def _import_block(self, block: torch_compat.Block, path: str) -> None:
         """Cut a block into regions; what is in none is left as it is."""
@@ -120,33 +128,37 @@ class _Importer:
             if node.kind() == "prim::Constant":
                 self.knowledge.learn_constant(node)
                 continue
-            if node.hasAttribute(MARK_SPLICE):
-                queue.extend(torch_compat.splice_branch(node, node.i(MARK_SPLICE))[::-1])
-                continue
             if self.builder is None:
                 self.builder = RegionBuilder(self.knowledge)
+            reason = ""
             try:
-                NodeImporter(self.builder, self.shared_writes).import_node(node)
+                NodeImporter(self.builder, self.facts).import_node(node)
+            except SpliceError as error:
+                queue.extend(torch_compat.splice_branch(node, error.block)[::-1])
             except CannotImportError as error:
-                self._close_region(path)
-                self._leave(node, str(error), path)
+                reason = str(error)
             else:
                 self.builder.nodes.append(node)
+            if reason:
+                self._close_region(path)
+                self._leave(node, reason, path)
         self._close_region(path)
 
     def _leave(self, node: torch_compat.Node, reason: str, path: str) -> None:
         """Leave a node in TorchScript; import what is in its blocks, and note what is known of its results."""
         kind = node.kind()
         blocks = list(node.blocks())
+        for value in torch_compat.written_values(node):
+            self.facts.share(value, self.aliases)
         self.left.append(Left(kind, reason, torch_compat.source_of(node)))
         for number, block in enumerate(blocks):
             part = ("then", "else")[number] if kind == "prim::If" else "body"
             self._import_block(block, f"{path}/{kind.removeprefix('prim::').lower()}:{len(self.left)}/{part}")
         if kind == "prim::If":
             for value, *branches in zip(node.outputs(), *(block.outputs() for block in blocks)):
-                merged = _merge(*(self.knowledge.values.get(branch.unique(), UNKNOWN) for branch in branches))
+                merged = _merge(*map(self.knowledge.recall, branches))
                 if merged is not UNKNOWN:
-                    self.knowledge.values[value.unique()] = merged
+                    self.knowledge.learn(value, merged)
         elif not blocks:
             self._guess_results(node)
         for value in torch_compat.reshaped_values(node):
@@ -156,24 +168,46 @@ class _Importer:
     def _guess_results(self, node: torch_compat.Node) -> None:
         """Infer what a node that stays in TorchScript gives, where its inputs are known."""
         outputs = list(node.outputs())
-        arguments = [self.knowledge.values.get(value.unique(), UNKNOWN) for value in node.inputs()]
+        arguments = list(map(self.knowledge.recall, node.inputs()))
         if any(argument is UNKNOWN for argument in arguments) or not outputs:
             return
         kind = node.kind()
         if kind in {"prim::TupleUnpack", "prim::ListUnpack"}:
-            self.knowledge.values.update(zip((value.unique() for value in outputs), arguments[0]))
+            if len(arguments[0]) == len(outputs):
+                for value, item in zip(outputs, arguments[0]):
+                    self.knowledge.learn(value, item)
         elif kind in {"aten::__getitem__", "prim::TupleIndex"}:
-            self.knowledge.values[outputs[0].unique()] = arguments[0][arguments[1]]
-        elif kind in {"prim::unchecked_cast", "prim::TupleConstruct", "prim::ListConstruct"}:
-            self.knowledge.values[outputs[0].unique()] = arguments[0] if kind == "prim::unchecked_cast" else tuple(arguments)
+            if isinstance(arguments[1], (int, str)):
+                try:
+                    self.knowledge.learn(outputs[0], arguments[0][arguments[1]])
+                except LookupError:  # the model will raise
+                    return
+        elif kind == "prim::unchecked_cast":
+            self.knowledge.learn(outputs[0], arguments[0])
+        elif kind in {"prim::TupleConstruct", "prim::ListConstruct"}:
+            self.knowledge.learn(outputs[0], tuple(arguments) if kind == "prim::TupleConstruct" else arguments)
         elif kind.startswith("prim::"):
             return
         else:
-            result = torch_compat.try_fake(node, arguments, self.knowledge.mode)
+            self._guess_call(node, arguments)
+
+    def _guess_call(self, node: torch_compat.Node, arguments: list[Any]) -> None:
+        overload = torch_compat.overload_of(node)
+        if overload is None or node.hasAttribute(MARK_OPAQUE):
+            return
+        args, kwargs = torch_compat.bind(overload, arguments)
+        mode = self.knowledge.mode
+        before = torch_compat.replaced_symbols(mode)
+        result = torch_compat.try_fake(overload, args, kwargs, mode)
+        torch_compat.forget_guards(mode)
+        if torch_compat.replaced_symbols(mode) > before:  # the guess has cost a size its freedom
+            node.i_(MARK_OPAQUE, 1)
+            self.facts.must_restart = True
+        elif result is not None and self.knowledge.samples.contradicts(overload, args, kwargs, result) is None:
             results = result if isinstance(result, tuple) else (result,)
-            for value, item in zip(outputs, results):
+            for value, item in zip(node.outputs(), results):
                 if isinstance(item, torch.Tensor):
-                    self.knowledge.values[value.unique()] = item
+                    self.knowledge.learn(value, item)
 
     def _close_region(self, path: str) -> None:
         builder, self.builder = self.builder, None
@@ -186,7 +220,8 @@ class _Importer:
 def _merge(first: Any, second: Any = UNKNOWN) -> Any:
     """Return what is known of a value that is one of two."""
     if all(isinstance(item, torch.Tensor) and torch_compat.is_fake(item) for item in (first, second)):
-        same = first.dtype == second.dtype and first.device == second.device and list(first.shape) == list(second.shape)
+        same = first.dtype == second.dtype and first.device == second.device and first.dim() == second.dim()
+        same = same and all(map(torch_compat.same_size, first.shape, second.shape))
         return first if same else UNKNOWN
     if isinstance(first, (int, float, str, type(None))) and type(first) is type(second) and first == second:
         return first

@@ -11,18 +11,17 @@ from torch import fx
 
 from tiacc.graph import torch_compat
 from tiacc.graph.number_importer import NumberImporter
-from tiacc.graph.region_builder import UNKNOWN, NumberTensor, RegionBuilder
-from tiacc.graph.storage import CannotImportError, TensorRef, pieces, view_of, whole
+from tiacc.graph.region_builder import UNKNOWN, Facts, NumberTensor, RegionBuilder, has_tensors
+from tiacc.graph.regions import UNINITIALISED
+from tiacc.graph.storage import CannotImportError, TensorRef, overlaps, pieces, view_of, whole
 
 aten = torch.ops.aten
 
 LOOP_LIMIT = 512
 """Loops of more iterations than this are not unrolled."""
 
-MARK_KEEP = "tiacc_keep"
-"""The attribute of a branch or loop that was found not to be importable as a whole."""
-MARK_SPLICE = "tiacc_splice"
-"""The attribute of a branch whose condition is known: the block that is taken shall stand in its place."""
+MARK_LEAVE = "tiacc_leave"
+"""The attribute of a node that is not to be tried again: the reason why it stays in TorchScript."""
 
 _SPLITS = frozenset(
     {aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int}
@@ -30,8 +29,16 @@ _SPLITS = frozenset(
 )
 
 
-class RestartError(Exception):
-    """Something was learnt that an earlier step should have known: the import begins again."""
+class SpliceError(Exception):
+    """A branch whose condition is known cannot be imported as a whole: its block shall stand in its place.
+
+    Attributes:
+        block: Which of its blocks.
+    """
+
+    def __init__(self, block: int) -> None:
+        super().__init__(block)
+        self.block = block
 
 
 class NodeImporter(NumberImporter):
@@ -39,13 +46,12 @@ class NodeImporter(NumberImporter):
 
     Args:
         builder: The region.
-        shared_writes: The TorchScript values, by unique number, that may share memory with one that is written into where other code
-            can see it. Those found are added.
+        facts: What was learnt in earlier attempts at the model; what is found is added.
     """
 
-    def __init__(self, builder: RegionBuilder, shared_writes: set[int]) -> None:
+    def __init__(self, builder: RegionBuilder, facts: Facts) -> None:
         super().__init__(builder)
-        self.shared_writes = shared_writes
+        self.facts = facts
         self.depth = 0
 
     def import_node(self, node: torch_compat.Node) -> None:
@@ -53,17 +59,28 @@ class NodeImporter(NumberImporter):
 
         Raises:
             CannotImportError: It stays in TorchScript.
+            SpliceError: It is a branch; its block shall be imported in its place.
         """
+        if node.hasAttribute(MARK_LEAVE):
+            raise CannotImportError(node.s(MARK_LEAVE))
         kind = node.kind()
         if not self.depth:
             self.builder.source = torch_compat.source_of(node)
         outputs = list(node.outputs())
-        if any(output.unique() in self.shared_writes for output in outputs):
+        if any(output.unique() in self.facts.shared_writes for output in outputs):
             raise CannotImportError("its result shares memory with a tensor that is written into")
         handler = _HANDLERS.get(kind)
-        results = handler(self, node) if handler else self._import_operator(node)
+        try:
+            results = handler(self, node) if handler else self._import_operator(node)
+        except CannotImportError as error:
+            if self.builder.knowledge.take_taint():
+                node.s_(MARK_LEAVE, str(error))
+                self.facts.must_restart = True
+            raise
+        if not outputs:  # what a write into a dictionary gives has no name
+            return
         for output, item in zip(outputs, results, strict=True):
-            self.builder.env[output.unique()] = item
+            self.builder.env[output.unique()] = float(item) if _is_int(item) and output.type().kind() == "FloatType" else item
 
     def _import_nested(self, block: torch_compat.Block, arguments: Iterable[Any]) -> list[Any]:
         """Import a block as part of the current region, all or nothing, and return its results."""
@@ -86,24 +103,22 @@ class NodeImporter(NumberImporter):
             condition = torch_compat.decide(condition.meta["val"])
         if not isinstance(condition, bool):
             raise CannotImportError("its condition depends on the input")
-        if node.hasAttribute(MARK_KEEP):
-            raise CannotImportError("a part of it cannot be imported")
         taken = 0 if condition else 1
+        mark = self.builder.undo_mark()
         try:
             return self._import_nested(list(node.blocks())[taken], ())
         except CannotImportError as error:
             if self.depth:
                 raise
-            node.i_(MARK_SPLICE, taken)
-            raise RestartError from error
+            self.builder.undo(mark)
+            raise SpliceError(taken) from error
 
     def _import_loop(self, node: torch_compat.Node) -> list[Any]:
-        if node.hasAttribute(MARK_KEEP):
-            raise CannotImportError("a part of it cannot be imported")
         count, condition, *carried = [self.builder.read(value) for value in node.inputs()]
         if not isinstance(count, int) or (count > LOOP_LIMIT and condition is True):
             raise CannotImportError("the number of its iterations depends on the input, or is large")
         body = next(iter(node.blocks()))
+        mark = self.builder.undo_mark()
         try:
             for step in range(min(count, LOOP_LIMIT + 1)):
                 if condition is False:
@@ -114,8 +129,10 @@ class NodeImporter(NumberImporter):
         except CannotImportError as error:
             if self.depth:
                 raise
-            node.i_(MARK_KEEP, 1)
-            raise RestartError from error
+            self.builder.undo(mark)
+            reason = f"a part of it cannot be imported: {error}"
+            node.s_(MARK_LEAVE, reason)
+            raise CannotImportError(reason) from error
         return carried
 
     def _import_operator(self, node: torch_compat.Node) -> list[Any]:
@@ -127,6 +144,8 @@ class NodeImporter(NumberImporter):
         overload = torch_compat.overload_of(node)
         if overload is None:
             raise CannotImportError("it is not an operator that the importer knows")
+        if any(isinstance(arg, fx.Node) for arg in args) and not has_tensors(args) and not torch_compat.makes_tensors(overload):
+            raise CannotImportError("it computes with a size that varies in a way that the importer does not know")
         if torch_compat.is_random(overload, args):
             raise CannotImportError("it draws random numbers")
         written = torch_compat.written_arguments(overload)
@@ -170,8 +189,10 @@ class NodeImporter(NumberImporter):
         if written != (0,) or not isinstance(target, TensorRef):
             raise CannotImportError("it writes into an argument other than its first")
         if target.storage.is_external:
-            self._share(next(iter(node.inputs())))
+            self.facts.share(next(iter(node.inputs())), self.builder.knowledge.aliases)
             raise CannotImportError("it writes into memory that other code can see")
+        if any(isinstance(arg, TensorRef) and overlaps(target, arg) for arg in args[1:]):
+            raise CannotImportError("it reads a part of the memory that it writes into")
         before = target.read(self.builder.call)
         twin = torch_compat.functional_twin(overload)
         lowered = [before, *(self.builder.lower(arg) for arg in args[1:])]
@@ -182,6 +203,9 @@ class NodeImporter(NumberImporter):
         else:
             positional, keywords = torch_compat.bind(twin, lowered)
             new = self.builder.call(twin, *positional, **keywords)
+            if not torch.can_cast(new.meta["val"].dtype, before.meta["val"].dtype):
+                raise CannotImportError("the dtype of its result cannot be written into its input")
+        self.builder.note_write(target.storage)
         target.write(self._fit(new, before), self.builder.call)
         return target
 
@@ -190,19 +214,11 @@ class NodeImporter(NumberImporter):
         old_value, value = before.meta["val"], new.meta["val"]
         if value.dtype != old_value.dtype:
             new = self.builder.call(aten.to.dtype, new, old_value.dtype)
-        if list(value.shape) != list(old_value.shape):
-            if len(value.shape) > len(old_value.shape):
+        if value.dim() != old_value.dim() or not all(map(torch_compat.same_size, value.shape, old_value.shape)):
+            if value.dim() > old_value.dim():
                 raise CannotImportError("it changes the shape of a tensor in place")
             new = self.builder.call(aten.expand_as.default, new, before)
         return new
-
-    def _share(self, value: torch_compat.Value) -> None:
-        """Note that a tensor is written into where other code can see it: every tensor that may share its memory stays real."""
-        names = self.builder.knowledge.aliases.of(value)
-        if names <= self.shared_writes:
-            return
-        self.shared_writes |= names
-        raise RestartError
 
     # -- prim nodes ------------------------------------------------------------------------------------------------------------
 
@@ -225,7 +241,7 @@ class NodeImporter(NumberImporter):
         return list(members)
 
     def _import_uninitialized(self, node: torch_compat.Node) -> list[Any]:
-        return [None]
+        return [UNINITIALISED]
 
     def _import_size(self, node: torch_compat.Node) -> list[Any]:
         tensor, *rest = [self.builder.read(value) for value in node.inputs()]
@@ -324,6 +340,10 @@ _HANDLERS: dict[str, Any] = {
     **dict.fromkeys(_PROPERTIES, NodeImporter._import_tensor_property),
     **dict.fromkeys(_REFUSALS, NodeImporter._refuse),
 }
+
+
+def _is_int(item: Any) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool)
 
 
 def _dim_of(overload: torch._ops.OpOverload, positional: Sequence[Any], keywords: dict[str, Any]) -> int:

@@ -32,6 +32,7 @@ class NumberImporter:
         if isinstance(first, (list, tuple, dict)) and kind in scalars.CONTAINER_WRITES:
             if not self.builder.owns(first):
                 raise CannotImportError("it changes a container that other code can see")
+            self.builder.note_change(first)
             return self._evaluate(scalars.CONTAINER_WRITES[kind], args)
         in_container = isinstance(first, (list, tuple, dict, str))
         if kind in scalars.CONTAINER_READS and (in_container or kind in {"aten::__derive_index", "aten::__range_length"}):
@@ -46,6 +47,8 @@ class NumberImporter:
             if kind in {"aten::__is__", "aten::__isnot__"}:
                 return (args[0] is args[1]) == (kind == "aten::__is__")
             return UNKNOWN
+        if kind == "aten::tensor" and args[1:] == [None, None, False] and _is_integer(first) and not isinstance(first, bool):
+            return NumberTensor(first, torch.int64)
         if any(isinstance(arg, fx.Node) for arg in args):
             return self._import_symbolic(kind, args)
         if kind in scalars.FOLDED:

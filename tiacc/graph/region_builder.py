@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tiacc.errors import ImportGraphError
 from tiacc.graph import specs, torch_compat
-from tiacc.graph.regions import FixedDim, OutputIndex, Region, RegionOutput
-from tiacc.graph.storage import CannotImportError, TensorRef, whole
+from tiacc.graph.assumptions import UNKNOWN as UNKNOWN
+from tiacc.graph.regions import UNINITIALISED, FixedDim, OutputIndex, Region, RegionInput, RegionOutput
+from tiacc.graph.size_samples import SizeSamples
+from tiacc.graph.storage import CannotImportError, Storage, TensorRef, whole
 
 aten = torch.ops.aten
-
-UNKNOWN: Any = object()
-"""What is known of a value of which nothing is."""
 
 _MARK = "tiacc_region"
 
@@ -31,6 +31,29 @@ class NumberTensor:
 
 
 @dataclass
+class Facts:
+    """What an attempt at a model learns that an earlier step of it should have known.
+
+    Attributes:
+        shared_writes: The TorchScript values, by unique number, that may share memory with one that is written into where other code
+            can see it.
+        assumptions: The arguments of ``forward``, by place, that something relied on having the value that was assumed.
+        must_restart: Whether the attempt has to be made again.
+    """
+
+    shared_writes: set[int] = field(default_factory=set)
+    assumptions: dict[int, Any] = field(default_factory=dict)
+    must_restart: bool = False
+
+    def share(self, value: torch_compat.Value, aliases: torch_compat.Aliases) -> None:
+        """Note that a tensor is written into where other code can see it: every tensor that may share its memory stays real."""
+        names = aliases.of(value)
+        if not names <= self.shared_writes:
+            self.shared_writes |= names
+            self.must_restart = True
+
+
+@dataclass
 class Knowledge:
     """What is known across the regions of a model.
 
@@ -40,9 +63,10 @@ class Knowledge:
         symbol_names: The name of the `Dim` behind each symbol.
         values: What is known of TorchScript values outside of the region being built, by unique number: fake tensors (real ones for
             constants), numbers, containers of these.
-        assumed: The place and value of each argument of ``forward`` that is assumed to have one value, by unique number.
+        assumed: The place of each argument of ``forward`` of which something is assumed, and what, by unique number.
         assumptions: Those of them that something relied on, by place.
         fixed: The dimensions that an operator turned out to need at one size, by name.
+        samples: What checks symbolic shapes.
     """
 
     mode: FakeTensorMode
@@ -52,6 +76,33 @@ class Knowledge:
     assumed: dict[int, tuple[int, Any]] = field(default_factory=dict)
     assumptions: dict[int, Any] = field(default_factory=dict)
     fixed: dict[str, FixedDim] = field(default_factory=dict)
+    samples: SizeSamples = field(init=False)
+    _is_tainted: bool = False
+
+    def __post_init__(self) -> None:
+        self.samples = SizeSamples(self.mode, ())
+
+    def learn(self, value: torch_compat.Value, item: Any) -> None:
+        """Note what is known of a value; nothing is of a list or dictionary that some code may change."""
+        if item is not UNKNOWN and not (isinstance(item, (list, dict)) and self.aliases.has_writers(value)):
+            self.values[value.unique()] = item
+
+    def recall(self, value: torch_compat.Value) -> Any:
+        """Return what is known of a value, `UNKNOWN` where nothing is. What is assumed of it is relied on from now on."""
+        name = value.unique()
+        if name in self.assumed:
+            index, assumed = self.assumed[name]
+            self.assumptions[index] = assumed
+        return self.values.get(name, UNKNOWN)
+
+    def taint(self) -> None:
+        """Note that a failed inference has left its mark on the symbols of the mode."""
+        self._is_tainted = True
+
+    def take_taint(self) -> bool:
+        """Return whether that happened since this was asked last."""
+        was, self._is_tainted = self._is_tainted, False
+        return was
 
     def learn_constant(self, node: torch_compat.Node) -> None:
         """Note the value of a ``prim::Constant``."""
@@ -78,48 +129,54 @@ class RegionBuilder:
         self.source = ""
         self._graph = fx.Graph()
         self._constants = torch.nn.Module()
-        self._inputs: dict[int, torch_compat.Value] = {}
+        self._inputs: dict[fx.Node, RegionInput] = {}
         self._last_placeholder: fx.Node | None = None
         self._own_containers: dict[int, Any] = {}
+        self._undo: list[Callable[[], None]] = []
 
     def read(self, value: torch_compat.Value) -> Any:
         """Return the abstract value of a TorchScript value in the current region."""
         name = value.unique()
         if name in self.env:
             return self.env[name]
-        if name not in self.knowledge.values:
+        item = self.knowledge.recall(value)
+        if item is UNKNOWN:
             raise CannotImportError("the type of one of its inputs is not known before the model runs")
-        item = self.knowledge.values[name]
-        if name in self.knowledge.assumed:
-            index, assumed = self.knowledge.assumed[name]
-            self.knowledge.assumptions[index] = assumed
         if isinstance(item, torch.Tensor):
             is_external = torch_compat.is_fake(item)
             item = whole(self._placeholder(value, item), is_external=True) if is_external else self._constant(item, value)
         elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             item = self._placeholder(value, item)
-        elif has_tensors(item):
-            item = self._constants_in(item, value)
+        elif isinstance(item, (list, tuple, dict)):
+            item = self._members(item, value)
         self.env[name] = item
         return item
 
-    def _constants_in(self, item: Any, value: torch_compat.Value) -> Any:
-        """Return a container of constants, as the weights of an LSTM are given."""
-        if isinstance(item, (list, tuple)):
-            return type(item)(self._constants_in(part, value) for part in item)
-        if not isinstance(item, torch.Tensor) and not has_tensors(item):
+    def _members(self, item: Any, value: torch_compat.Value, path: tuple[int | str, ...] = ()) -> Any:
+        """Return a container made outside of the region: its tensors become inputs, those that are constant stay so."""
+        if item is UNKNOWN:
+            raise CannotImportError("one of its inputs is a container in which something is not known before the model runs")
+        if isinstance(item, torch.Tensor):
+            if not torch_compat.is_fake(item):
+                return self._constant(item, value)
+            return whole(self._placeholder(value, item, path), is_external=True)
+        if isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            return self._placeholder(value, item, path)
+        if not isinstance(item, (list, tuple, dict)):
             return item
-        if not isinstance(item, torch.Tensor) or torch_compat.is_fake(item):
-            raise CannotImportError("one of its inputs is a container made outside of the region")
-        return self._constant(item, value)
+        if path and has_tensors(item) and not isinstance(item, tuple):
+            raise CannotImportError("one of its inputs is a list or dictionary in a container made outside of the region")
+        if isinstance(item, dict):
+            return {key: self._members(part, value, (*path, key)) for key, part in item.items()}
+        return type(item)(self._members(part, value, (*path, index)) for index, part in enumerate(item))
 
-    def _placeholder(self, value: torch_compat.Value, item: Any) -> fx.Node:
+    def _placeholder(self, value: torch_compat.Value, item: Any, path: tuple[int | str, ...] = ()) -> fx.Node:
         with self._graph.inserting_after(self._last_placeholder):
-            node = self._graph.placeholder(_identifier(value))
+            node = self._graph.placeholder("_".join(map(str, (_identifier(value), *path))))
         self._last_placeholder = node
         node.meta["val"] = item
         node.meta["ts_value"] = value.unique()
-        self._inputs[value.unique()] = value
+        self._inputs[node] = RegionInput(value, path)
         return node
 
     def _constant(self, tensor: torch.Tensor, value: torch_compat.Value) -> TensorRef:
@@ -140,18 +197,27 @@ class RegionBuilder:
         owner = next((item.meta["path"] for item in node.all_input_nodes if item.op == "get_attr" and "path" in item.meta), None)
         if owner is not None:
             node.meta["path"] = owner
-        before = len(torch_compat.fixed_symbols_of(self.knowledge.mode))
+        before = torch_compat.replaced_symbols(self.knowledge.mode)
         try:
             specs.infer_call(self.knowledge.mode, node)
+            reason = self.knowledge.samples.contradiction(node)
         except ImportGraphError as error:
+            reason = _first_line(error.__cause__ or error)
+        torch_compat.forget_guards(self.knowledge.mode)
+        after = torch_compat.replaced_symbols(self.knowledge.mode)
+        if reason is not None:
             self._graph.erase_node(node)
-            raise CannotImportError(_first_line(error.__cause__ or error)) from error
-        fixed = torch_compat.fixed_symbols_of(self.knowledge.mode)
-        if len(fixed) > before:
-            for symbol, size in fixed.items():
-                dim = self.knowledge.symbol_names.get(symbol, symbol)
-                self.knowledge.fixed.setdefault(dim, FixedDim(dim, size, f"{target} at {self.source}"))
+            if after > before:
+                self.knowledge.taint()
+            raise CannotImportError(reason)
+        if after > before:
+            self._note_fixed(f"{target} at {self.source}")
         return node
+
+    def _note_fixed(self, where: str) -> None:
+        for symbol, size in torch_compat.fixed_symbols_of(self.knowledge.mode).items():
+            dim = self.knowledge.symbol_names.get(symbol, symbol)
+            self.knowledge.fixed.setdefault(dim, FixedDim(dim, size, where))
 
     def as_node(self, item: NumberTensor) -> fx.Node:
         """Return the node of a 0-d tensor made of a number."""
@@ -165,6 +231,8 @@ class RegionBuilder:
             return self.as_node(item)
         if isinstance(item, (list, tuple)):
             return [self.lower(member) for member in item]
+        if item is UNINITIALISED:
+            raise CannotImportError("it reads a variable that has no value")
         return item
 
     def constant_behind(self, ref: TensorRef) -> torch.Tensor | None:
@@ -182,6 +250,34 @@ class RegionBuilder:
         """Return whether a list or dict was made in this region."""
         return id(item) in self._own_containers
 
+    def note_write(self, storage: Storage) -> None:
+        """Note that a storage is about to be written into."""
+        node, version = storage.node, storage.version
+
+        def undo() -> None:
+            storage.node, storage.version = node, version
+
+        self._undo.append(undo)
+
+    def note_change(self, container: Any) -> None:
+        """Note that a list or dict is about to be changed."""
+        before = container.copy()
+
+        def undo() -> None:
+            container.clear()
+            container.extend(before) if isinstance(container, list) else container.update(before)
+
+        self._undo.append(undo)
+
+    def undo_mark(self) -> int:
+        """Return what `undo` goes back to."""
+        return len(self._undo)
+
+    def undo(self, mark: int) -> None:
+        """Take back all writes since `undo_mark`."""
+        while len(self._undo) > mark:
+            self._undo.pop()()
+
     def close(self, index: int, path: str) -> Region | None:
         """Finish the region; None when nothing in it computes a tensor. What is known of its values is noted.
 
@@ -192,6 +288,7 @@ class RegionBuilder:
         for node in self.nodes:
             _mark(node, index)
         flat: dict[fx.Node, int] = {}
+        self._templates: dict[int, Any] = {}
         outputs = []
         for node in self.nodes:
             for value in node.outputs():
@@ -199,8 +296,8 @@ class RegionBuilder:
                 if any(not _is_marked(use.user, index) for use in value.uses()):
                     outputs.append(RegionOutput(value, self._template(item, flat)))
                 known = self._forget_nodes(item)
-                if known is not UNKNOWN and not (isinstance(known, (list, dict)) and self.knowledge.aliases.has_writers(value)):
-                    self.knowledge.values[value.unique()] = known
+                if known is not UNKNOWN:
+                    self.knowledge.learn(value, known)
         self._graph.output(tuple(flat))
         self._graph.eliminate_dead_code()
         if not any(node.op == "call_function" and not specs.is_scalar(node) for node in self._graph.nodes):
@@ -208,13 +305,11 @@ class RegionBuilder:
             return None
         gm = fx.GraphModule(self._constants, self._graph)
         gm.meta["fake_mode"] = self.knowledge.mode
-        placeholders = {node.meta["ts_value"] for node in gm.graph.nodes if node.op == "placeholder"}
+        inputs = tuple(self._inputs[node] for node in self._graph.nodes if node.op == "placeholder" and node.users)
         for node in gm.graph.nodes:
             if node.op == "placeholder" and not node.users:
-                placeholders.discard(node.meta["ts_value"])
                 gm.graph.erase_node(node)
         gm.recompile()
-        inputs = tuple(value for name, value in self._inputs.items() if name in placeholders)
         return Region(index, gm, inputs, tuple(outputs), self.nodes, path)
 
     def release(self) -> None:
@@ -230,10 +325,13 @@ class RegionBuilder:
             return OutputIndex(flat.setdefault(self.as_node(item), len(flat)))
         if isinstance(item, fx.Node):
             return OutputIndex(flat.setdefault(item, len(flat)))
-        if isinstance(item, (list, tuple)):
-            return type(item)(self._template(member, flat) for member in item)
-        if isinstance(item, dict):
-            return {key: self._template(member, flat) for key, member in item.items()}
+        if isinstance(item, tuple):
+            return tuple(self._template(member, flat) for member in item)
+        if isinstance(item, (list, dict)):
+            if id(item) not in self._templates:  # one list in two places is one list there too
+                members = {key: self._template(member, flat) for key, member in item.items()} if isinstance(item, dict) else None
+                self._templates[id(item)] = members if members is not None else [self._template(member, flat) for member in item]
+            return self._templates[id(item)]
         return item
 
     def _forget_nodes(self, item: Any) -> Any:
@@ -245,6 +343,8 @@ class RegionBuilder:
                 return torch.empty((), dtype=item.dtype)
         if isinstance(item, fx.Node):
             return item.meta["val"]
+        if item is UNINITIALISED:
+            return UNKNOWN
         if isinstance(item, (list, tuple)):
             return type(item)(map(self._forget_nodes, item))
         if isinstance(item, dict):

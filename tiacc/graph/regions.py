@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from tiacc.graph import torch_compat
+from tiacc.graph.types import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,23 @@ class OutputIndex:
     """In a `RegionOutput.template`: the place of the n-th output of the region's graph."""
 
     index: int
+
+
+UNINITIALISED: Any = object()
+"""The abstract value of a variable that a branch left without one, and in a `RegionOutput.template` what stands for it."""
+
+
+@dataclass(frozen=True)
+class RegionInput:
+    """A value that a region reads.
+
+    Attributes:
+        value: The value in the TorchScript graph.
+        path: Where the input is in that value: nothing when it is the value itself, else indices and keys, outermost first.
+    """
+
+    value: torch_compat.Value
+    path: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Region:
     Attributes:
         index: Its number in the model, in program order.
         graph: The functional graph over aten overloads; its output is a flat tuple.
-        inputs: The TorchScript values that the placeholders stand for, in order.
+        inputs: What the placeholders stand for, in order.
         outputs: The values that the rest of the program reads.
         nodes: The TorchScript nodes that the region replaces, in program order.
         path: Where its block is: ``"forward"``, ``"forward/if:12/then"``.
@@ -51,7 +69,7 @@ class Region:
 
     index: int
     graph: fx.GraphModule
-    inputs: tuple[torch_compat.Value, ...]
+    inputs: tuple[RegionInput, ...]
     outputs: tuple[RegionOutput, ...]
     nodes: list[torch_compat.Node]
     path: str
@@ -88,8 +106,9 @@ class ImportResult:
         fixed: Dimensions declared as varying that an operator needs at one size: the dimension's name, its size, the operator.
         symbols: The name of the `Dim` behind each symbol in the shapes of the regions' graphs.
         dropped_methods: Methods of the model that are part of its ``forward`` and not kept as methods of their own.
-        assumptions: The arguments of ``forward``, by place, whose assumed values the regions rely on.
+        assumptions: What the regions rely on in the arguments of ``forward``, by place: a value, or a `Form`.
         original: The graph of ``forward`` before anything was done to it.
+        arguments: The tensors among the arguments of ``forward`` whose types the regions may rely on.
     """
 
     module: torch.jit.ScriptModule
@@ -100,6 +119,7 @@ class ImportResult:
     dropped_methods: tuple[str, ...] = ()
     assumptions: dict[int, Any] = field(default_factory=dict)
     original: torch_compat.Graph | None = None
+    arguments: list[tuple[RegionInput, TensorSpec]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

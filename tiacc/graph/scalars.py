@@ -133,7 +133,7 @@ FOLDED: dict[str, Callable[..., Any]] = {
     "aten::sqrt": math.sqrt,
     "aten::log": math.log,
     "aten::exp": math.exp,
-    "aten::round": round,
+    "aten::round": lambda number: type(number)(round(number)),
     "prim::max": max,
     "prim::min": min,
 }

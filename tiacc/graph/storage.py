@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from tiacc.graph import torch_compat
+
 aten = torch.ops.aten
 
 Call: TypeAlias = Callable[..., fx.Node]
@@ -37,12 +39,15 @@ class Storage:
     Attributes:
         node: What it holds now.
         is_external: Whether code outside the region can see it, so that a write may not become functional.
-        version: The number of writes so far.
+        version: Changes with each write; no two writes of any storages have one version.
     """
 
     node: fx.Node
     is_external: bool
     version: int = 0
+
+
+_versions = itertools.count(1)
 
 
 @dataclass(eq=False)
@@ -87,7 +92,7 @@ class TensorRef:
             raise CannotImportError("it writes into memory that other code can see")
         if self.parent is None:
             self.storage.node = new
-            self.storage.version += 1
+            self.storage.version = next(_versions)
         else:
             assert self.view is not None
             target, args, kwargs = self.view
@@ -105,6 +110,19 @@ def whole(node: fx.Node, *, is_external: bool = False) -> TensorRef:
 def view_of(parent: TensorRef, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TensorRef:
     """Return the ref of a view of `parent`, whose contents are `node` now and ``target(parent, *args, **kwargs)`` at any time."""
     return TensorRef(parent.storage, parent, (target, args, kwargs), node, parent.storage.version)
+
+
+def overlaps(one: TensorRef, other: TensorRef) -> bool:
+    """Return whether two tensors share a part of their memory, and not all of it: torch refuses to write into one from the other."""
+    if one is other or one.storage is not other.storage:
+        return False
+    spans = [(value.storage_offset(), value.storage_offset() + value.numel()) for value in (one.value, other.value)]
+    (begin, end), (other_begin, other_end) = spans
+    if not all(torch_compat.decide(condition) is True for condition in (begin < other_end, other_begin < end)):
+        return False
+    ends_meet = torch_compat.same_size(begin, other_begin) and torch_compat.same_size(end, other_end)
+    is_whole = ends_meet and one.value.dim() == other.value.dim()
+    return not is_whole and one.value.is_contiguous() and other.value.is_contiguous()
 
 
 def scatter(target: Any, base: fx.Node, new: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> fx.Node:
@@ -213,7 +231,8 @@ def _reshape(base: fx.Node, new: fx.Node, call: Call, *_: Any, **__: Any) -> fx.
     aten.lift_fresh.default,
 )
 def _identity(base: fx.Node, new: fx.Node, call: Call, *_: Any, **__: Any) -> fx.Node:
-    if list(base.meta["val"].shape) != list(new.meta["val"].shape):
+    shapes = (base.meta["val"].shape, new.meta["val"].shape)
+    if len(shapes[0]) != len(shapes[1]) or not all(map(torch_compat.same_size, *shapes)):
         raise CannotImportError("it writes into an expanded tensor")
     return new
 

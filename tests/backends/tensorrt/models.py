@@ -238,4 +238,4 @@ def imported(model: Model, module: nn.Module, *, is_dynamic: bool, half: torch.d
     gm = pipelines.pipeline(0 if half is None else 1, torch.device("cuda"), half, model.keep_fp32)(region.graph).graph
     inputs = [specs.spec_of(specs.tensor_of(node)) for node in gm.graph.nodes if node.op == "placeholder"]
     names = [value.debugName() for value in torch_compat.forward_graph(result.module).inputs()][1:]
-    return Imported(gm, inputs, [names.index(value.debugName()) for value in region.inputs])
+    return Imported(gm, inputs, [names.index(read.value.debugName()) for read in region.inputs])

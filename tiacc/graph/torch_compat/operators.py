@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -124,6 +125,12 @@ def written_arguments(overload: torch._ops.OpOverload) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
+def makes_tensors(overload: torch._ops.OpOverload) -> bool:
+    """Return whether a result of an operator is a tensor, or a list of tensors."""
+    return any("Tensor" in str(returned.type) for returned in overload._schema.returns)
+
+
+@lru_cache(maxsize=4096)
 def functional_twin(overload: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
     """Return the operator that computes what an in-place one writes: ``add_.Tensor`` → ``add.Tensor``."""
     namespace, _, name = overload._schema.name.partition("::")
@@ -178,15 +185,11 @@ def shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool(torch._C._is_alias_of(first, second))  # type: ignore[attr-defined]
 
 
-def try_fake(node: Node, arguments: list[Any], mode: FakeTensorMode) -> Any:
-    """Return the fake result of a TorchScript node on fake or known arguments, or None where torch cannot tell."""
-    overload = overload_of(node)
-    if overload is None:
-        return None
-    positional, keywords = bind(overload, arguments)
+def try_fake(overload: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], mode: FakeTensorMode) -> Any:
+    """Return the fake result of an operator on fake or known arguments, or None where torch cannot tell."""
     try:
         with inference(mode):
-            return overload(*positional, **keywords)
+            return overload(*args, **kwargs)
     except Exception:  # noqa: BLE001 - any failure means that the result is not known before the model runs
         return None
 

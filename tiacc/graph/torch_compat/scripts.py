@@ -179,3 +179,47 @@ def function_of(graph: Graph) -> Function:
     """Return a function whose code is `graph`."""
     torch._C._jit_pass_lint(graph)
     return torch._C._create_function_from_graph("forward", graph)
+
+
+def remove_attribute(graph: Graph, name: str) -> None:
+    """Remove an attribute from all nodes of a graph."""
+    for node in nodes_of(graph):
+        if node.hasAttribute(name):
+            node.removeAttribute(name)
+
+
+def nodes_of(graph: Graph) -> list[Node]:
+    """Return the nodes of a graph, those in blocks included."""
+    found: list[Node] = []
+    blocks = [graph.return_node().owningBlock()]
+    while blocks:
+        for node in blocks.pop().nodes():
+            found.append(node)
+            blocks.extend(node.blocks())
+    return found
+
+
+_OPAQUE = frozenset({"prim::CallMethod", "prim::CallFunction", "prim::fork", "prim::awaitable"})
+"""The nodes that run code which is not in the graph."""
+
+
+def written_values(node: Node) -> list[Value]:
+    """Return the tensors that a node writes into, or may write into."""
+    if node.kind() in _OPAQUE:
+        return [value for value in node.inputs() if "Tensor" in str(value.type())]
+    text = node.schema()
+    if text == "(no schema)" or "!" not in text:
+        return []
+    arguments = torch._C.parse_schema(text).arguments
+    return [
+        value
+        for value, argument in zip(node.inputs(), arguments)
+        if argument.alias_info is not None
+        and argument.alias_info.is_write
+        and (str(argument.type) == "Tensor" or node.kind().startswith("aten::_foreach"))
+    ]
+
+
+def without_optional(type_: Type) -> Type:
+    """Return the type of a value that might be None by `type_`, and is not."""
+    return type_.getElementType() if type_.kind() == "OptionalType" else type_

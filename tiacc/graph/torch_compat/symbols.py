@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ class SymbolBounds(NamedTuple):
     opt: int
     max: int
 
+
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 UNBOUNDED = 2**31 - 1
 """The largest size that a dimension without an upper bound is taken to have."""
@@ -94,6 +97,41 @@ def evaluate_size(size: int | torch.SymInt, symbols: dict[str, int]) -> int:
     return int(expression.subs({symbol: symbols[str(symbol)] for symbol in expression.free_symbols}))
 
 
+def evaluate_number(number: Any, symbols: dict[str, int]) -> Any:
+    """Return what a symbolic number or condition is when the symbols of its expression have the given values."""
+    expression = number.node.expr
+    value = expression.subs({symbol: symbols[str(symbol)] for symbol in expression.free_symbols})
+    return bool(value) if isinstance(number, torch.SymBool) else float(value)
+
+
+def sample_sizes(mode: FakeTensorMode) -> list[dict[str, int]]:
+    """Return sets of sizes of the symbols of a mode, by name: the smallest, the largest, and some in between."""
+    assert mode.shape_env is not None
+    declared = _declared(mode.shape_env)
+    ranges = {str(symbol): (int(made.range.lower), made.opt, int(made.range.upper)) for symbol, made in declared.items()}
+    points = [
+        {name: low for name, (low, _, _) in ranges.items()},
+        {name: high for name, (_, _, high) in ranges.items()},
+        {name: (low + opt) // 2 for name, (low, opt, _) in ranges.items()},
+        {name: min(opt + 1, high) for name, (_, opt, high) in ranges.items()},
+    ]
+    return [point for index, point in enumerate(points) if point and point not in points[:index]]
+
+
+def forget_guards(mode: FakeTensorMode) -> None:
+    """Forget the conditions that torch concluded from the example sizes: other sizes do not meet them."""
+    env = mode.shape_env
+    assert env is not None
+    if not env.guards:
+        return
+    env.guards.clear()
+    env.axioms.clear()
+    for symbol in _declared(env):
+        if symbol not in env.replacements:
+            env.var_to_range[symbol] = ValueRanges(0, UNBOUNDED)
+    env._maybe_evaluate_static.cache_clear()
+
+
 def free_symbols(size: int | torch.SymInt) -> frozenset[str]:
     """Return the names of the symbols in the expression of a size."""
     if isinstance(size, int):
@@ -115,6 +153,12 @@ def same_size(first: int | torch.SymInt, second: int | torch.SymInt) -> bool:
     if isinstance(first, int) or isinstance(second, int):
         return isinstance(first, int) and isinstance(second, int) and first == second
     return bool(first.node.expr == second.node.expr)
+
+
+def replaced_symbols(mode: FakeTensorMode) -> int:
+    """Return how many symbols of a fake mode turned out to be numbers, or equal to others."""
+    assert mode.shape_env is not None
+    return len(mode.shape_env.replacements)
 
 
 def fixed_symbols_of(mode: FakeTensorMode) -> dict[str, int]:
@@ -158,6 +202,7 @@ def new_shape_env() -> ShapeEnv:
 def inference(mode: FakeTensorMode) -> Iterator[None]:
     """Infer shapes inside. Where sizes are symbolic, torch's Python kernels come first: those in C++ fix some of the sizes."""
     assert mode.shape_env is not None
+    _FAKE_LOG.setLevel(logging.CRITICAL)  # what fails here fails often, and is told in other words
     with mode, torch.no_grad():
         if _declared(mode.shape_env):
             with enable_python_dispatcher():
