@@ -20,7 +20,8 @@ from tiacc.backends import partitioner
 from tiacc.backends.reference import ReferenceBackend
 from tiacc.errors import InvalidArgumentError
 from tiacc.model_graph import IN_TORCH, GraphNode, ModelGraph, nodes_of
-from tiacc.report import FallbackRow, OptimizedReport
+from tiacc.precision import KeptRow, Precision, SensitivityRow
+from tiacc.report import FallbackRow, OptimizedReport, PassRow
 
 aten = torch.ops.aten
 TEMPLATES = Path(tiacc.__file__).parent / "templates"
@@ -42,7 +43,11 @@ def model_of(count: int) -> OptimizedReport:
             op = ("aten.conv2d.default", "aten.relu.default", "aten.add.Tensor")[place % 3]
             rows.append(GraphNode(op, f"node_{place}", "float32[1, 64, 8, 8]", path, f"net.py:{place % 50}", "float32[9]", 0, 0, inputs))
     rows.append(GraphNode("output", "output", "", "", "", "", 0, IN_TORCH, (count - 2,)))
-    return make_report(graph=ModelGraph.of(rows), fallbacks=fallbacks)
+    precision = Precision("bfloat16", 0.5, 0.75, 7, error_before=2e-2, error_after=3e-3)
+    precision.kept.append(KeptRow("nonzero_10", "aten.nonzero.default", "its numbers are large"))
+    precision.sensitivities.append(SensitivityRow("nonzero_10", "aten.nonzero.default", float("inf"), 2.5e-3, 100, True, "net.py:7"))
+    passes = [PassRow("fold-batch-norm", 2, 3.5, notes=("bn: <its input> is read elsewhere",)), PassRow("cast-half", 0, 1.0)]
+    return make_report(graph=ModelGraph.of(rows), fallbacks=fallbacks, precision=precision, passes=passes)
 
 
 def data_of(page: str) -> dict:
@@ -179,6 +184,7 @@ seen.legend = byId("legend").textContent;
 seen.bars = document.querySelectorAll("#latency .bar").length;
 seen.passes = document.querySelectorAll("#timeline span").length;
 seen.start = boxes().length;
+seen.text = document.getElementById("page").textContent;
 byId("search").value = "nonzero";
 byId("search").dispatchEvent(new Event("input"));
 seen.found = document.querySelectorAll("#results button").length;
@@ -205,11 +211,14 @@ document.documentElement.dataset.seen = JSON.stringify(seen);
 def check_use(seen: dict, count: int) -> None:
     """Check what `USE_SCRIPT` saw."""
     left = len(range(10, count - 1, 100))
-    assert seen["gain"] == "2.28 ×" and seen["bars"] == 6 and seen["passes"] == 3
+    assert seen["gain"] == "2.28 ×" and seen["bars"] == 6 and seen["passes"] == 2
+    for part in ("fold-batch-norm: bn: <its input> is read elsewhere", "50.0 % of the operators and 75.0 % of the arithmetic, with 7"):
+        assert part in seen["text"]
     assert f"Torch, left there: {left}" in seen["legend"] and f"openvino: {count - 2 - left}" in seen["legend"]
     assert seen["start"] <= 60
     assert seen["found"] == min(left, 50)
-    for part in ("aten.nonzero.default", "int64[7]", "net.py:7", "openvino: size <depends> on data", "Torch"):
+    parts = ("aten.nonzero.default", "int64[7]", "net.py:7", "openvino: size <depends> on data", "Torch", "numbers are large", "error inf")
+    for part in parts:
         assert part in seen["details"]
     assert seen["selected"] == 1 and seen["near"] >= 2 and seen["zoomed"]
     assert seen["clicked"] == "x"

@@ -34,7 +34,7 @@ function table(head, rows, numbers) {
 }
 
 const list = (texts) => make("ul", {}, ...texts.map((text) => make("li", {}, text)));
-const small = (number) => Number(number).toExponential(2);
+const small = (number) => (typeof number === "string" ? number : number.toExponential(2)); // what JSON has no number for is text
 const megabytes = (bytes) => (bytes / 1e6).toFixed(1) + " MB";
 const plural = (count, what) => count.toLocaleString("en") + " " + what + (count === 1 ? "" : "s");
 
@@ -73,20 +73,44 @@ function drawPasses() {
     const known = totals.get(row.name) || [0, 0];
     totals.set(row.name, [known[0] + row.changes, known[1] + row.ms]);
   }
-  section("Passes, in the order of their first runs, by time", line, table(["pass", "changes", "ms"], [...totals].map(([name, [changes, ms]]) => [name, changes, ms.toFixed(1)]), 1));
+  section("Passes, in the order of their first runs, by time", line, table(["pass", "changes", "ms"], [...totals].map(([name, [changes, ms]]) => [name, changes, ms.toFixed(1)]), 1), ...drawNotes());
+}
+
+function drawNotes() {
+  const notes = report.passes.flatMap((row) => row.notes.map((note) => row.name + ": " + note));
+  return notes.length ? [make("details", { id: "notes" }, make("summary", {}, plural(notes.length, "note") + " of what passes left as it was"), list(notes))] : [];
+}
+
+function drawPrecision() {
+  const precision = report.precision, most = 40;
+  if (!precision) return;
+  const percent = (part) => (100 * part).toFixed(1) + " %", groups = new Map();
+  for (const row of precision.kept) groups.set(row.op + "\n" + row.reason, (groups.get(row.op + "\n" + row.reason) || 0) + 1);
+  const kept = [...groups].sort((one, other) => other[1] - one[1]).slice(0, most).map(([key, count]) => [...key.split("\n"), count]);
+  const parts = [make("p", {}, percent(precision.operators) + " of the operators and " + percent(precision.flops) + " of the arithmetic, with " + plural(precision.casts, "cast")
+    + (precision.error_before === null ? "" : "; the repair brought the error of the outputs from " + small(precision.error_before) + " to " + small(precision.error_after)))];
+  if (kept.length) parts.push(table(["in float32", "why", "count"], kept, 2));
+  if (precision.sensitivities.length) {
+    parts.push(make("h2", {}, "What rounding does to operators"), table(["operator", "source", "kept in float32", "own error", "error of the outputs"],
+      precision.sensitivities.slice(0, most).map((row) => [row.op + " " + row.node, row.source, row.is_kept ? "yes" : "", small(row.local), small(row.contribution)]), 3));
+  }
+  section("Half precision: " + precision.half_dtype, ...parts);
 }
 
 function drawTables() {
   if (report.outputs.length) {
-    section("Accuracy", table(["output", "max abs", "max rel", "rel norm", "cosine"],
-      report.outputs.map((row) => [row.name, small(row.max_abs), small(row.max_rel), small(row.rel_norm), Number(row.cosine).toFixed(8)]), 1),
-    make("small", {}, report.tolerance === null ? "" : "accepted: a rel norm of " + small(report.tolerance)));
+    section("Accuracy", table(["output", "max abs", "max rel", "rel norm", "cosine", "top 1"],
+      report.outputs.map((row) => [row.name, small(row.max_abs), small(row.max_rel), small(row.rel_norm), Number(row.cosine).toFixed(8),
+        row.top1 === null ? "" : (100 * row.top1).toFixed(1) + " %"]), 1),
+    make("small", {}, report.tolerance === null ? "" : report.accuracy_check === null ? "accepted: a rel norm of " + small(report.tolerance)
+      : "your accuracy_check: " + small(report.accuracy_check) + ", accepted up to " + small(report.tolerance)));
   }
   if (report.segments.length) {
     const bytes = report.segments.reduce((sum, row) => sum + row.size_bytes, 0);
     section("Engines: " + plural(report.segments.length, "segment") + ", " + megabytes(bytes) + " in the saved model",
       table(["segment", "backend", "inputs → outputs", "operators", "computes in", "built in", "memory"], report.segments.map((row) => [
-        row.region + "." + row.index, row.backend, row.inputs.join(", ") + " → " + row.outputs.join(", "), row.nodes, row.dtype,
+        row.region + "." + row.index, row.backend, row.inputs.join(", ") + " → " + row.outputs.join(", "), row.nodes,
+        row.dtype + Object.entries(row.precisions).map(([name, count]) => "; the engine says " + name + ": " + count).join(""),
         (row.build_ms / 1000).toFixed(1) + " s", megabytes(row.size_bytes)]), 3));
   }
   if (report.fallbacks.length) {
@@ -113,6 +137,9 @@ class Explorer {
     this.segments = new Map(report.segments.map((row) => [row.region + "." + row.index, row]));
     this.reasons = new Map(report.fallbacks.map((row) => [row.region + "." + row.node, row.reasons]));
     const names = [...new Set(report.segments.map((row) => row.backend))];
+    const precision = report.precision || { kept: [], sensitivities: [] };
+    this.kept = new Map(precision.kept.map((row) => [row.region + "." + row.node, row.reason]));
+    this.rounding = new Map(precision.sensitivities.map((row) => [row.region + "." + row.node, row]));
     this.colours = new Map(names.map((name, place) => [name, COLOURS[place % COLOURS.length]]));
     this.selected = null;
     this.build();
@@ -295,6 +322,9 @@ class Explorer {
     if (segment) add("runs in", segment.backend + ", segment " + segment.region + "." + segment.index + ", computes in " + segment.dtype);
     else if (this.backend(item) === "Torch") add("runs in", make("span", { class: "bad" }, "Torch"));
     if (reasons) add("why", Object.entries(reasons).map(([name, why]) => make("div", {}, name + ": " + why)));
+    add("in float32", this.kept.get(item.region + "." + item.name));
+    const rounding = this.rounding.get(item.region + "." + item.name);
+    if (rounding) add("rounding", "own error " + small(rounding.local) + ", error of the outputs " + small(rounding.contribution));
     if (item.op === "output") add("error", report.outputs.map((row) => make("div", {}, row.name + ": rel norm " + small(row.rel_norm))));
     add("reads", item.inputs.map(link));
     add("read by", item.users.map(link));
@@ -327,5 +357,6 @@ drawHead();
 drawLatency();
 const explorer = report.graph && report.graph.nodes.length ? new Explorer(report.graph) : null;
 drawPasses();
+drawPrecision();
 drawTables();
 document.documentElement.dataset.readyMs = String(Math.round(performance.now()));
