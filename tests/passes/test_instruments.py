@@ -11,7 +11,16 @@ from tests.helpers import Dim, Sketch
 from tiacc.errors import PostconditionError
 from tiacc.passes.base import Pass, PassContext, PassResult
 from tiacc.passes.cast_half import CastHalf
-from tiacc.passes.instruments import CompareInstrument, DumpInstrument, PassRow, TimingInstrument, VerifyInstrument, graph_text
+from tiacc.passes.instruments import (
+    ChangeLogInstrument,
+    CompareInstrument,
+    DumpInstrument,
+    MemoryInstrument,
+    PassRow,
+    TimingInstrument,
+    VerifyInstrument,
+    graph_text,
+)
 from tiacc.passes.manager import PassManager
 
 aten = torch.ops.aten
@@ -138,3 +147,25 @@ def test_compare_allows_for_half_precision_and_leaves_random_graphs():
     x = sketch.input("x", 4)
     gm = sketch.output(sketch.call(aten.relu.default, sketch.call(aten.dropout.default, x, 0.5, True)))
     PassManager((Swap("relu", "exp"),))(gm, PassContext(instruments=(CompareInstrument(),)))
+
+
+def test_the_change_log_has_the_lines_that_went_and_came():
+    log = ChangeLogInstrument()
+    PASSES(graph(), PassContext(instruments=(log,)))
+    first, second = log.entries
+    assert first.splitlines()[0].startswith("test-swap{") and first.splitlines()[0].endswith(": 2 changes")
+    gone, come = ([line for line in first.splitlines() if line[0] == sign] for sign in "-+")
+    assert len(gone) == len(come) == 2
+    assert all("aten.relu.default" in line for line in gone) and all("aten.tanh.default" in line for line in come)
+    assert str(log) == f"{first}\n\n{second}"
+
+
+def test_memory_counts_each_constant_once():
+    sketch = Sketch()
+    x = sketch.input("x", 4)
+    weight = torch.ones(8)
+    nodes = [sketch.constant(name, tensor) for name, tensor in (("a", weight[:4]), ("b", weight[4:]), ("c", torch.ones(4)))]
+    gm = sketch.output(*(sketch.call(aten.mul.Tensor, x, node) for node in nodes), sketch.call(aten.relu.default, x))
+    memory = MemoryInstrument()
+    PassManager((Swap("relu", "tanh"),))(gm, PassContext(instruments=(memory,)))
+    assert memory.rows == [("test-swap", 48)]

@@ -19,7 +19,18 @@ from tiacc.graph import specs
 from tiacc.passes import rewrite
 from tiacc.passes.base import Instrument, Pass, PassResult
 
-__all__ = ["CompareInstrument", "DumpInstrument", "Instrument", "PassRow", "TimingInstrument", "VerifyInstrument", "graph_text"]
+__all__ = [
+    "ChangeLogInstrument",
+    "CompareInstrument",
+    "DumpInstrument",
+    "Instrument",
+    "MemoryInstrument",
+    "PassRow",
+    "TimingInstrument",
+    "VerifyInstrument",
+    "constant_bytes",
+    "graph_text",
+]
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,52 @@ class DumpInstrument:
         directory.mkdir(parents=True, exist_ok=True)
         safe = re.sub(r"[^\w.-]", "_", name)
         (directory / f"{self._runs:03d}-{safe}.txt").write_text(graph_text(gm) + "\n", encoding="utf-8")
+
+
+@dataclass
+class ChangeLogInstrument:
+    """Notes which lines of the graph each pass took out and put in, as `graph_text` writes them.
+
+    Attributes:
+        entries: One text a pass that changed something: ``"fold-batch-norm: 2 changes"``, then a line for each node that went or changed,
+            which begins with ``-``, and for each that came or changed, which begins with ``+``.
+    """
+
+    entries: list[str] = field(default_factory=list)
+    _before: list[str] = field(default_factory=list, init=False, repr=False)
+
+    def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
+        """Keep the graph as text."""
+        self._before = graph_text(gm).splitlines()
+
+    def after(self, pass_: Pass, result: PassResult, seconds: float) -> None:
+        """Add what is different."""
+        if result.changes:
+            after = graph_text(result.graph).splitlines()
+            gone, come = set(self._before) - set(after), set(after) - set(self._before)
+            lines = [f"- {line}" for line in self._before if line in gone] + [f"+ {line}" for line in after if line in come]
+            self.entries.append("\n".join((f"{pass_}: {result.changes} changes", *lines)))
+
+    def __str__(self) -> str:
+        return "\n\n".join(self.entries)
+
+
+@dataclass
+class MemoryInstrument:
+    """Notes how many bytes of constants the graph holds after each pass.
+
+    Attributes:
+        rows: The pass and the bytes, one a run; memory that several constants share counts once.
+    """
+
+    rows: list[tuple[str, int]] = field(default_factory=list)
+
+    def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
+        """Do nothing."""
+
+    def after(self, pass_: Pass, result: PassResult, seconds: float) -> None:
+        """Add a row."""
+        self.rows.append((pass_.name, constant_bytes(result.graph)))
 
 
 @dataclass
@@ -180,6 +237,17 @@ class VerifyInstrument:
             raise PostconditionError(
                 f"after pass {pass_} ({result.changes} changes) the graph is not right: {type(error).__name__}: {error}"
             ) from error
+
+
+def constant_bytes(gm: fx.GraphModule) -> int:
+    """Return the bytes of the constants that a graph reads; memory that several share counts once."""
+    found: dict[int, int] = {}
+    for name in {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}:
+        value = specs.fetch_attr(gm, name)
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
 
 
 def _random(spec: specs.TensorSpec, generator: torch.Generator) -> torch.Tensor:
