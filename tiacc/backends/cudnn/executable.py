@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from tiacc.backends.cudnn import eager, memory_plan
-from tiacc.backends.cudnn.launch import Bench, Call
+from tiacc.backends.cudnn.launch import Bench, Call, TritonCall
 from tiacc.backends.cudnn.program import CONSTANT, Buffer, Program, Ref, key_of
 from tiacc.runtime import buffers
 
@@ -72,6 +72,11 @@ class Executable:
             tactic = tactics.get(key_of(step)) or self.bench.tactics(step)[0]
             self.calls.append(self.bench.bind(step, tactic))
         self.bench.forget()
+        own = [isinstance(call, TritonCall) for call in self.calls]
+        for place, call in enumerate(self.calls):
+            if isinstance(call, TritonCall):
+                # libraries launch their kernels by rules of their own
+                call.overlap(waits=place > 0 and own[place - 1], triggers=place + 1 < len(own) and own[place + 1])
 
     def fill(self, inputs: Sequence[torch.Tensor]) -> None:
         """Copy the inputs into their buffers, converted and laid out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from tiacc.backends.cudnn import library
 from tiacc.backends.cudnn.body import cudnn_output, has_cudnn_form
 from tiacc.backends.cudnn.program import ConvStep, Ref
+from tiacc.errors import BuildError
 
 Read = Callable[[Ref], torch.Tensor]
 
-MAX_PLANS = 8
+MAX_PLANS = 5
 """The most plans of one graph that are tried: cuDNN lists them best first by its own estimate."""
 
 
@@ -77,19 +79,35 @@ class FusedGraph:
             graph.deselect_numeric_notes([cudnn.numerical_note.TENSOR_CORE, cudnn.numerical_note.DOWN_CONVERT_INPUTS])
         graph.check_support()
         self._graph = graph
+        self._sizes: dict[int, int | None] = {}
 
     def plans(self) -> list[int]:
         """Return the indices of the plans to try."""
         return list(range(min(MAX_PLANS, self._graph.get_execution_plan_count())))
 
     def build(self, plan: int) -> int:
-        """Build a plan and return the scratch memory that it needs, in bytes.
+        """Build a plan, unless it is built, and return the scratch memory that it needs, in bytes.
 
         Raises:
-            RuntimeError: cuDNN cannot build it.
+            BuildError: cuDNN cannot build it.
         """
-        self._graph.build_plan_at_index(plan)
-        return int(self._graph.get_workspace_size_plan_at_index(plan))
+        if plan not in self._sizes:
+            try:
+                self._graph.build_plan_at_index(plan)
+                self._sizes[plan] = int(self._graph.get_workspace_size_plan_at_index(plan))
+            except Exception as error:  # noqa: BLE001 - cuDNN's own error type, which is not public
+                self._sizes[plan] = None
+                raise BuildError(f"cuDNN cannot build plan {plan}: {error}") from error
+        size = self._sizes[plan]
+        if size is None:
+            raise BuildError(f"cuDNN cannot build plan {plan}")
+        return size
+
+    def build_all(self) -> None:
+        """Build the plans to try, those that can be."""
+        for plan in self.plans():
+            with contextlib.suppress(BuildError):
+                self.build(plan)
 
     def run(self, plan: int, workspace: torch.Tensor) -> None:
         """Run a plan on the current stream."""

@@ -46,13 +46,18 @@ OVERLAP = os.environ.get("TIACC_CUDNN_OVERLAP", "1") != "0"
 """Whether kernels are launched so that they overlap, where the GPU can."""
 
 
-def overlapped(source: str) -> str:
-    """Return a kernel that waits, before it reads or writes anything, for the kernel before it, and lets the next be set up meanwhile.
+def overlapped(source: str, *, waits: bool, triggers: bool) -> str:
+    """Return a kernel that overlaps with its neighbours.
 
-    Every kernel waits, so that what was written two kernels ago is there as well.
+    Args:
+        source: The kernel.
+        waits: It is set up while the kernel before it runs, and waits for that to end before it reads or writes anything.
+        triggers: It lets the kernel after it be set up, once it has itself waited: so what was written two kernels ago is there as well.
     """
     head, _, rest = source.partition("\n")
-    return f"{head}\n    tl.extra.cuda.gdc_wait()\n    tl.extra.cuda.gdc_launch_dependents()\n{rest}"
+    lines = ["    tl.extra.cuda.gdc_wait()\n"] if waits else []
+    lines += ["    tl.extra.cuda.gdc_launch_dependents()\n"] if triggers else []
+    return f"{head}\n{''.join(lines)}{rest}"
 
 
 def is_wide(refs: Sequence[Ref]) -> bool:

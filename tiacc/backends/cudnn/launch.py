@@ -217,16 +217,23 @@ class TritonCall:
     """
 
     def __init__(self, text: str, grid: tuple[int, ...], arguments: list[Any], sizes: dict[str, int], warps: int, stages: int) -> None:
-        overlaps = kernels.may_overlap(arguments[0].device)
-        self._text = text = kernels.overlapped(text) if overlaps else text
+        self._text = text
         self._grid = grid
         self._arguments = arguments
-        self._options: dict[str, Any] = {**sizes, "num_warps": warps, "num_stages": stages, **({"launch_pdl": True} if overlaps else {})}
+        self._options: dict[str, Any] = {**sizes, "num_warps": warps, "num_stages": stages}
         self._kernel = kernels.compiled(text)
 
     def __call__(self) -> None:
         """Launch it on the current stream."""
         self._kernel[self._grid](*self._arguments, **self._options)
+
+    def overlap(self, *, waits: bool, triggers: bool) -> None:
+        """Have it overlap with the kernels before and after it, which must be kernels of this class too; see `kernels.overlapped`."""
+        if (waits or triggers) and kernels.may_overlap(self._arguments[0].device):
+            self._text = kernels.overlapped(self._text, waits=waits, triggers=triggers)
+            self._kernel = kernels.compiled(self._text)
+            if waits:
+                self._options["launch_pdl"] = True
 
     def variant(self) -> tuple[Any, ...]:
         """Return what tells one compilation from another."""

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from tiacc.backends.cudnn.fused import FusedGraph
 from tiacc.backends.cudnn.launch import Bench, TritonCall
-from tiacc.backends.cudnn.program import Program, Step, key_of, signature
+from tiacc.backends.cudnn.program import ConvStep, Program, Step, key_of, signature
 from tiacc.errors import BuildError
 
 _log = logging.getLogger(__name__)
@@ -116,21 +117,29 @@ def _works(bench: Bench, step: Step, tactic: str) -> bool:
 
 
 def _compile_ahead(program: Program, bench: Bench, cache: TacticCache, seconds: float) -> None:
-    """Compile the Triton kernels that will be timed, several at a time: the assembler runs outside of Python."""
+    """Compile the kernels and plans that will be timed, several at a time: most of the work is done outside of Python."""
     if not seconds:
         return
     jobs: dict[tuple[Any, ...], TritonCall] = {}
+    graphs: list[FusedGraph] = []
     for step in {key_of(step): step for step in program.steps}.values():
         if cache.find(step) is not None:
             continue
+        graph = bench.graph(step) if isinstance(step, ConvStep) else None
+        if graph is not None:
+            graphs.append(graph)
         for tactic in bench.tactics(step):
             if tactic.startswith("triton"):
                 call = bench.bind(step, tactic)
                 if isinstance(call, TritonCall):
                     jobs.setdefault(call.variant(), call)
-    _log.debug("compiling %d kernels", len(jobs))
-    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 2))) as pool:
+    begin = time.perf_counter()
+    workers = min(16, (os.cpu_count() or 2))
+    with ThreadPoolExecutor(max_workers=workers) as pool:
         list(pool.map(lambda call: call.compile(), jobs.values()))
+        middle = time.perf_counter()
+        list(pool.map(lambda graph: graph.build_all(), graphs))
+    _log.debug("%d kernels in %.1f s, %d graphs in %.1f s", len(jobs), middle - begin, len(graphs), time.perf_counter() - middle)
 
 
 def _measured(step: Step, bench: Bench, cache: TacticCache, end: float) -> str:
