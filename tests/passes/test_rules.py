@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -264,3 +265,32 @@ def test_the_cost_is_linear_in_nodes():
         small, large = make(40), make(160)
         calls = [count_calls(lambda gm=gm: apply_rules((SILU,), gm, PassContext())) for gm in (small, large)]
         assert calls[1] < 5 * calls[0]
+
+
+SOUND = (
+    SILU,
+    RewriteRule("drop-negations", lambda x: aten.neg(aten.neg(x)), lambda x: x),
+    RewriteRule("merge-factors", lambda x, a=is_number, b=is_number: x * a * b, lambda x, a, b: x * (a * b)),
+    RewriteRule("add-to-sub", lambda x, y: x + aten.neg(y), lambda x, y: x - y),
+    RewriteRule("double", lambda x: x + x, lambda x: x * 2.0),
+)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_sound_rules_keep_the_numbers_of_random_graphs_and_leave_nothing_to_do(seed):
+    choose, sketch = random.Random(seed), Sketch()
+    values = [sketch.input("x", 3, 4), sketch.input("y", 3, 4)]
+    for _ in range(24):
+        one, other = choose.choice(values[-4:]), choose.choice(values)
+        kind = choose.choice(["neg", "neg", "sigmoid", "mul", "mul", "add", "add", "scale", "tanh"])
+        if kind in ("mul", "add"):
+            values.append(sketch.call(getattr(aten, kind).Tensor, *choose.sample([one, other], 2)))
+        elif kind == "scale":
+            values.append(sketch.call(aten.mul.Scalar, one, choose.choice([0.5, 2.0, -1.5])))
+        else:
+            values.append(sketch.call(getattr(aten, kind).default, one))
+    gm = sketch.output(*choose.sample(values[2:], 3))
+    before = copy_of(gm)
+    apply(gm, *SOUND)
+    assert_same(gm, before, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert apply(gm, *SOUND)[0] == 0
