@@ -80,6 +80,7 @@ class Compiled:
         dtypes: The number of operators by the dtype they compute in, those in engines.
         graph: What was built, for the report.
         precision: What became of half precision; None where the passes cast nothing.
+        input_dtypes: The types of the values that the input model computes.
     """
 
     module: torch.jit.ScriptModule
@@ -91,11 +92,28 @@ class Compiled:
     dtypes: dict[torch.dtype, int] = field(default_factory=dict)
     graph: ModelGraph = field(default_factory=ModelGraph)
     precision: Precision | None = None
+    input_dtypes: frozenset[torch.dtype] = frozenset()
+
+    @property
+    def accepted_half(self) -> torch.dtype | None:
+        """The least precise type of half precision that the model or `cast-half` asks for; another pass may not bring one in."""
+        asked = set(self.input_dtypes)
+        if self.precision is not None and self.precision.operators:
+            asked.add(getattr(torch, self.precision.half_dtype))
+        return next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in asked), None)
 
     @property
     def is_half(self) -> bool:
-        """Whether engines compute in half precision."""
-        return torch.float16 in self.dtypes or torch.bfloat16 in self.dtypes
+        """Whether anything computes in half precision."""
+        return self.half_dtype is not None
+
+    @property
+    def half_dtype(self) -> torch.dtype | None:
+        """The least precise of the types of half precision that engines, or operators left in Torch after a cast, compute in."""
+        used = {dtype for dtype in (torch.bfloat16, torch.float16) if dtype in self.dtypes}
+        if self.precision is not None and self.precision.operators:
+            used.add(getattr(torch, self.precision.half_dtype))
+        return next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in used), None)
 
 
 @dataclass(frozen=True)
@@ -123,11 +141,13 @@ class Proposal:
         imported: The copy of the model, and what of it was not imported.
         regions: One a region, in program order.
         passes: One row a pass and region.
+        dtypes: The types of the values that the model computes, before the passes.
     """
 
     imported: ImportResult
     regions: tuple[RegionProposal, ...]
     passes: tuple[PassRow, ...]
+    dtypes: frozenset[torch.dtype] = frozenset()
 
 
 def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phase: None) -> Proposal:
@@ -148,17 +168,19 @@ def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phas
     _refuse_fixed_dims(imported)
     proposals: list[RegionProposal] = []
     rows: list[PassRow] = []
+    dtypes: set[torch.dtype] = set()
     step("passes")
     fuel = None if plan.fuel is None else Fuel(plan.fuel)
     for region in imported.regions:
         timing = TimingInstrument()
+        dtypes.update(specs.tensor_of(node).dtype for node in region.graph.graph.nodes if specs.is_tensor(node))
         data = {KEEP: plan.keep_fp32.get(region.index, {})}
         ctx = PassContext(plan.device, fuel, (timing, *plan.instruments), data)
         gm = plan.pipeline(region.graph, ctx).graph
         rows.extend(PassRow(row.name, row.changes, row.ms, region.index, _notes(ctx.data.get(row.name))) for row in timing.totals())
         partition = partitioner.partition(gm, plan.backends, min_segment_nodes=plan.min_segment_nodes)
         proposals.append(RegionProposal(region, gm, partition, ctx.data.get("cast-half")))
-    return Proposal(imported, tuple(proposals), tuple(rows))
+    return Proposal(imported, tuple(proposals), tuple(rows), frozenset(dtypes))
 
 
 def _notes(found: Any) -> tuple[str, ...]:
@@ -175,7 +197,7 @@ def build(proposal: Proposal, plan: Plan, step: Step = lambda phase: None) -> Co
         ExportError: The result cannot be written as TorchScript.
     """
     imported = proposal.imported
-    compiled = Compiled(imported.module, passes=list(proposal.passes), fallbacks=fallbacks_of(proposal))
+    compiled = Compiled(imported.module, passes=list(proposal.passes), fallbacks=fallbacks_of(proposal), input_dtypes=proposal.dtypes)
     if imported.dropped_methods:
         compiled.warnings.append(
             f"the methods {', '.join(imported.dropped_methods)} are parts of forward and are not methods of the optimized model; "

@@ -26,6 +26,9 @@ from tiacc.samples import ModelInputs
 LEAST_GAIN = 1.01
 """An optimized model that is not at least so many times faster than the input model is not worth having."""
 
+CHANGE = 0.1
+"""An output of the input model that differs by so much from one call to another differs in half precision too."""
+
 PHASES = {"read": 1, "import": 2, "passes": 3, "build engines": 6, "export": 1, "check": 3, "measure": 10}
 """The phases of a call, and about how their times compare."""
 
@@ -116,6 +119,7 @@ class Job:
             self.data = [models.moved(item, device) for item in inputs.data]
         else:
             self.data = inputs.data
+        self.variation: tuple[Any, Any] | None = None
         self.timed_item = self.data[_typical(inputs)]
 
     def run(self) -> torch.jit.ScriptModule:
@@ -146,6 +150,17 @@ class Job:
             left = propose(self.model, self.plan(Attempt("explain the failure", 0, ()))).imported.left
             culprit = f". The first operator that does not work at all sizes is {left[0].op} at {left[0].source}" if left else ""
             raise InvalidArgumentError(f"{error}{culprit}") from error
+
+        if len(self.data) == 1:
+            self._vary()
+
+    def _vary(self) -> None:
+        """Make a second call out of the only item of the test data, if the input model takes it: each tensor back to front."""
+        item = models.reversed_values(self.data[0])
+        try:
+            self.variation = item, models.call(self.model, item)
+        except Exception:  # noqa: BLE001 - the model need not take such values: indices out of order, say
+            self.variation = None
 
     def _attempts(self) -> list[Attempt]:
         attempts = [Attempt("lossless", 0, self.candidates)]
@@ -218,9 +233,8 @@ class Job:
 
     def _arithmetic(self, compiled: Compiled) -> torch.dtype | str:
         """Return the least precise type that a model computes in."""
-        for dtype in (torch.bfloat16, torch.float16):
-            if dtype in compiled.dtypes:
-                return dtype
+        if compiled.accepted_half is not None:
+            return compiled.accepted_half
         if self.device.type == "cuda" and torch.backends.cudnn.allow_tf32 and not self.settings.target:
             return "tf32"
         return torch.float64 if set(compiled.dtypes) == {torch.float64} else torch.float32
@@ -240,8 +254,27 @@ class Job:
                 raise AccuracyError(f"the optimized model fails where the input model does not: {models.reason_of(error)}") from error
             accuracy = accuracy.worst(self.judge(reference, outputs))
             first = outputs if index == 0 else first
+        if self.variation is not None:
+            self._check_another_call(candidate, *self.variation, first)
         # The results of the first call are still what they were: later calls have not written over them.
         return accuracy.worst(self.judge(self.references[0], first))
+
+    def _check_another_call(self, candidate: torch.jit.ScriptModule, item: Any, reference: Any, first: Any) -> None:
+        """Check that a model computes its outputs from the inputs of each call.
+
+        The numbers are not those of the user, so that these are not held to the tolerance.
+
+        Raises:
+            AccuracyError: An output is that of the first call, where it should be another.
+        """
+        try:
+            outputs = models.call(candidate, item)
+        except Exception as error:  # whatever an engine or torch may raise: the model is not used
+            raise AccuracyError(f"the optimized model fails where the input model does not: {models.reason_of(error)}") from error
+        wanted = measure.compare(self.references[0], reference)
+        for change, found in zip(wanted, measure.compare(first, outputs)):
+            if found.rel_norm == 0 and change.rel_norm > CHANGE:
+                raise AccuracyError(f"{change.name} is the same for other inputs, and the input model's is not")
 
     def _reject(self, attempt: Attempt, reason: str) -> None:
         if self.settings.on_accuracy_failure == "raise":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ ENGINE_FAULT = 3.0
 
 MOST_EXCESS = 1.5
 """The most that the error of engines is held to be larger than that of the graph itself."""
+
+FOR_A_MARGIN = 0.3
+"""The part of the budget that is spent on outputs that are within the tolerance, and near it."""
 
 BUILDS = 3
 """How often a model is built anew at most."""
@@ -153,7 +157,8 @@ class _Checked:
 def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> Trial:
     """Keep operators in float32 until the outputs are well within the tolerance."""
     name, tolerance = trial.attempt.name, trial.tolerance
-    end = time.perf_counter() + job.settings.accuracy_budget_seconds
+    budget = job.settings.accuracy_budget_seconds
+    end = time.perf_counter() + (budget if trial.failure else budget * FOR_A_MARGIN)
     try:
         repairer = Repairer(job.model, job.plan(trial.attempt), job.data, job.references, job.judge)
     except TiaccError as error:
@@ -164,11 +169,11 @@ def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> T
     best = last = trial
     for _ in range(BUILDS):
         # Engines round at other places than torch does: where they were off more, aim lower.
-        excess = min(max(best.error / repairer.repair.after, 1.0), MOST_EXCESS) if repairer.repair.after else 1.0
+        excess = _excess(best.error, repairer.repair.after)
         repair = repairer.improve(MARGIN * tolerance / excess, LIMIT * tolerance / excess, end - time.perf_counter())
         if repair.after > tolerance:
-            seconds = job.settings.accuracy_budget_seconds
-            job.report.actions.append(f"{name}: no repair was found in the {seconds:g} s of accuracy_budget_seconds")
+            if best.failure:
+                job.report.actions.append(f"{name}: no repair was found in the {budget:g} s of accuracy_budget_seconds")
             break
         if not repair.keep or repair.keep == last.attempt.keep_fp32:
             break
@@ -190,3 +195,10 @@ def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> T
     if best is not last:
         file.write(best.compiled.module)
     return best
+
+
+def _excess(error: float, of_graph: float) -> float:
+    """Return how many times as large the error of engines is as that of the graph itself, from 1 to `MOST_EXCESS`."""
+    if not 0 < of_graph < math.inf or not error < math.inf:
+        return 1.0
+    return min(max(error / of_graph, 1.0), MOST_EXCESS)

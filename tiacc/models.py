@@ -201,6 +201,19 @@ def _mapped(item: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return item
 
 
+def reversed_values(item: Any) -> Any:
+    """Return a copy of arguments with the numbers of each tensor in the reverse order."""
+    if isinstance(item, torch.Tensor):
+        return item.detach().clone(memory_format=torch.contiguous_format).flatten().flip(0).reshape(item.shape)
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return type(item)(*map(reversed_values, item))
+    if isinstance(item, (list, tuple)):
+        return type(item)(map(reversed_values, item))
+    if isinstance(item, dict):
+        return {key: reversed_values(value) for key, value in item.items()}
+    return item
+
+
 def run_checked(module: torch.jit.ScriptModule, item: Sequence[Any], index: int) -> Any:
     """Run the input model on an item of the test data.
 

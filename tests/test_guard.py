@@ -1,0 +1,267 @@
+"""Faults planted in engines and in graphs: the guard finds every one, and what is returned is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+import tiacc
+from tiacc import measure
+from tiacc.backends import base
+from tiacc.backends.reference import ReferenceBackend
+from tiacc.passes.base import Pass, PassContext, PassResult
+
+Tensors = list[torch.Tensor]
+Run = Callable[[Sequence[torch.Tensor]], Tensors]
+
+
+class Net(nn.Module):
+    """Two inputs and three outputs, two of one shape: enough for each fault to have something to spoil."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 6)
+        self.other = nn.Linear(8, 6)
+        nn.init.normal_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        z = torch.relu(self.norm(self.conv(x))) + y
+        pooled = z.mean([2, 3])
+        return self.head(pooled), self.other(pooled).tanh(), z.amax([2, 3]) - pooled
+
+
+SHAPES = ["2*3*6*6", "2*8*6*6"]
+
+
+def scaled(factor: float) -> Callable[[Run], Run]:
+    return lambda run: lambda inputs: [output * factor for output in run(inputs)]
+
+
+def on_output(index: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Run], Run]:
+    def plant(run: Run) -> Run:
+        def wrong(inputs: Sequence[torch.Tensor]) -> Tensors:
+            outputs = run(inputs)
+            outputs[index] = change(outputs[index])
+            return outputs
+
+        return wrong
+
+    return plant
+
+
+def on_input(index: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Run], Run]:
+    def plant(run: Run) -> Run:
+        return lambda inputs: run([change(value) if place == index else value for place, value in enumerate(inputs)])
+
+    return plant
+
+
+def stale(run: Run) -> Run:
+    """Give what the first call gave, for ever."""
+    first: list[Tensors] = []
+
+    def wrong(inputs: Sequence[torch.Tensor]) -> Tensors:
+        first.append(run(inputs))
+        return [output.clone() for output in first[0]]
+
+    return wrong
+
+
+def one_late(run: Run) -> Run:
+    """Give the results of the call before."""
+    seen: list[Tensors] = []
+
+    def wrong(inputs: Sequence[torch.Tensor]) -> Tensors:
+        seen.append(run(inputs))
+        return [output.clone() for output in seen[max(0, len(seen) - 2)]]
+
+    return wrong
+
+
+def shared(run: Run) -> Run:
+    """Give each time the same memory, written anew."""
+    memory: Tensors = []
+
+    def wrong(inputs: Sequence[torch.Tensor]) -> Tensors:
+        outputs = run(inputs)
+        if not memory:
+            memory.extend(outputs)
+        for place, output in zip(memory, outputs):
+            place.copy_(output)
+        return list(memory)
+
+    return wrong
+
+
+def swapped(first: int, second: int) -> Callable[[Run], Run]:
+    def plant(run: Run) -> Run:
+        def wrong(inputs: Sequence[torch.Tensor]) -> Tensors:
+            outputs = run(inputs)
+            outputs[first], outputs[second] = outputs[second], outputs[first]
+            return outputs
+
+        return wrong
+
+    return plant
+
+
+def failing(run: Run) -> Run:
+    def wrong(inputs: Sequence[torch.Tensor]) -> Tensors:
+        raise RuntimeError("the device is on fire")
+
+    return wrong
+
+
+def one_element(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output.view(-1)[-1] = value
+        return output
+
+    return change
+
+
+ENGINE_FAULTS: dict[str, Callable[[Run], Run]] = {
+    "one percent too large": scaled(1.01),
+    "a tenth of a percent too small": scaled(0.999),
+    "a ten-thousandth too large": scaled(1.0001),
+    "the sign": scaled(-1.0),
+    "zeros": scaled(0.0),
+    "an offset": on_output(0, lambda output: output + 1e-3),
+    "one output rounded to float16": on_output(0, lambda output: output.half().float()),
+    "one output rounded to bfloat16": on_output(1, lambda output: output.bfloat16().float()),
+    "a NaN": on_output(0, one_element(float("nan"))),
+    "an infinity": on_output(2, one_element(float("inf"))),
+    "one element zero": on_output(2, one_element(0.0)),
+    "rows in another order": on_output(0, lambda output: output.flip(0)),
+    "columns in another order": on_output(1, lambda output: output.roll(1, 1)),
+    "the first row in all": on_output(0, lambda output: output[:1].expand_as(output).clone()),
+    "absolute values": on_output(0, torch.Tensor.abs),
+    "clipped": on_output(2, lambda output: output.clamp(max=float(output.max()) * 0.9)),
+    "another shape": on_output(0, lambda output: output[:, :-1]),
+    "another dtype": on_output(0, lambda output: output.double()),
+    "two outputs swapped": swapped(0, 1),
+    "the first input ignored": on_input(0, torch.zeros_like),
+    "the second input ignored": on_input(1, torch.zeros_like),
+    "the first input off by a thousandth": on_input(0, lambda value: value * 1.001),
+    "the input transposed": on_input(0, lambda value: value.transpose(2, 3).contiguous()),
+    "the input flipped": on_input(1, lambda value: value.flip(3)),
+    "the input cast to float16": on_input(0, lambda value: value.half().float()),
+    "the input cast to integers": on_input(1, lambda value: value.round()),
+    "the input clamped": on_input(0, lambda value: value.clamp(-1, 1)),
+    "stale results": stale,
+    "the results of the call before": one_late,
+    "memory that later calls write into": shared,
+    "an exception": failing,
+}
+
+
+def backend_with(fault: Callable[[Run], Run]) -> Any:
+    """Return a backend that is the reference but for a fault in the engines it loads."""
+
+    class Faulty(ReferenceBackend):
+        name = "faulty"
+
+        def load(self, payload: bytes) -> Any:
+            engine = super().load(payload)
+            engine.run = fault(engine.run)  # type: ignore[method-assign]
+            return engine
+
+    return Faulty
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    monkeypatch.setattr("tiacc.measure.MIN_CALLS", 1)
+
+
+def assert_right(output_model: Any, model: Any) -> None:
+    """The model computes what the input model does on data that it was never checked with, over several calls."""
+    generator = torch.Generator().manual_seed(7)
+    calls = [[torch.randn(2, channels, 6, 6, generator=generator) for channels in (3, 8)] for _ in range(3)]
+    with torch.no_grad():
+        results = [output_model(*inputs) for inputs in calls]
+        for inputs, result in zip(calls, results):
+            assert measure.largest(measure.compare(model(*inputs), result)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", list(ENGINE_FAULTS))
+def test_a_fault_in_an_engine_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(base.backends._items, "faulty", backend_with(ENGINE_FAULTS[name]))
+    # Other weights for each: models in one process share the engines of equal bytes.
+    model = torch.jit.script(Net(list(ENGINE_FAULTS).index(name)).eval())
+    output_model, report = tiacc.optimize(model, 0, 1, SHAPES, backend="faulty", timing_seconds=0.05)
+    assert not report.segments and report.actions, "a wrong engine was reported as fine"
+    assert_right(output_model, model)
+
+
+def rewired(change: Callable[[fx.GraphModule], None]) -> type[Pass]:
+    class Wrong(Pass):
+        name = "wrong-rewrite"
+
+        def apply(self, gm: fx.GraphModule, ctx: PassContext) -> PassResult:
+            change(gm)
+            return PassResult(gm, 1)
+
+    return Wrong
+
+
+def _node(gm: fx.GraphModule, name: str) -> fx.Node:
+    return next(node for node in gm.graph.nodes if name in str(node.target))
+
+
+def _drop(gm: fx.GraphModule, name: str) -> None:
+    node = _node(gm, name)
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    gm.graph.erase_node(node)
+
+
+def _cast(gm: fx.GraphModule, name: str) -> None:
+    """Round the results of an operator to half precision, and go on in float32."""
+    node = _node(gm, name)
+    with gm.graph.inserting_after(node):
+        low = gm.graph.call_function(torch.ops.aten.to.dtype, (node, torch.bfloat16))
+    with gm.graph.inserting_after(low):
+        high = gm.graph.call_function(torch.ops.aten.to.dtype, (low, torch.float32))
+    node.replace_all_uses_with(high, delete_user_cb=lambda user: user is not low)
+
+
+def _weight(gm: fx.GraphModule, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    node = next(node for node in gm.graph.nodes if node.op == "get_attr")
+    setattr(gm, str(node.target), change(getattr(gm, str(node.target))))
+
+
+def _swap_outputs(gm: fx.GraphModule) -> None:
+    output = gm.graph.output_node()
+    first, second, *rest = output.args[0]  # type: ignore[misc]
+    output.args = ((second, first, *rest),)
+
+
+REWRITES: dict[str, Callable[[fx.GraphModule], None]] = {
+    "a ReLU lost": lambda gm: _drop(gm, "aten.relu"),
+    "a tanh lost": lambda gm: _drop(gm, "aten.tanh"),
+    "an addition lost": lambda gm: _drop(gm, "aten.add"),
+    "a cast behind a mean": lambda gm: _cast(gm, "aten.mean"),
+    "a cast behind a convolution": lambda gm: _cast(gm, "conv"),
+    "a weight off by a thousandth": lambda gm: _weight(gm, lambda tensor: tensor * 1.001),
+    "a weight transposed": lambda gm: _weight(gm, lambda tensor: tensor.flip(0)),
+    "outputs swapped": _swap_outputs,
+}
+
+
+@pytest.mark.parametrize("name", list(REWRITES))
+def test_a_fault_in_a_rewrite_is_found(name: str) -> None:
+    model = torch.jit.script(Net().eval())
+    wrong = rewired(REWRITES[name])()
+    output_model, report = tiacc.optimize(model, 0, 1, SHAPES, backend="reference", passes=[wrong], timing_seconds=0.05)
+    assert not report.segments and any("kept as it is" in action for action in report.actions), "a wrong rewrite was reported as fine"
+    assert_right(output_model, model)
