@@ -97,6 +97,10 @@ class Registry(Generic[T]):
             except Exception as error:  # noqa: BLE001 - a broken plugin must not break tiacc; get() reports it by name
                 self._failures[point.name] = f"{type(error).__name__}: {error}"
                 continue
+            own = getattr(item, "name", point.name)
+            if own != point.name:
+                self._failures[point.name] = f"the entry point names a {self.kind} that calls itself {own!r}; give both the same name"
+                continue
             self._items.setdefault(point.name, item)
 
 

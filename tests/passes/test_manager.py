@@ -266,13 +266,15 @@ def test_an_entry_point_may_name_a_function_or_a_rule(monkeypatch):
         return 0
 
     rule = RewriteRule("drop-neg", lambda x: aten.neg(aten.neg(x)), lambda x: x)
-    points = [Point("keep-all", keep_all), Point("drop-neg", rule), Point("no-pass", no_pass)]
+    points = [Point("keep-all", keep_all), Point("drop-neg", rule), Point("no-pass", no_pass), Point("drop-two", rule)]
     monkeypatch.setattr("tiacc.registry.entry_points", lambda group: points)
     table = Registry("pass", "tiacc.none", pass_class)
     assert str(table.get("keep-all")(least=3)) == "keep-all{least=3}"
     assert table.get("drop-neg") is rule.pass_class
     with pytest.raises(RegistryError, match=r"'no-pass' is installed but failed to import: .*has a name, takes"):
         table.get("no-pass")
+    with pytest.raises(RegistryError, match="names a pass that calls itself 'drop-neg'; give both the same name"):
+        table.get("drop-two")
 
 
 def test_a_function_pass_returns_a_number():

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import tiacc
+from tiacc import cli
 from tiacc.saved import inspect
 from tiacc.testing import BackendContract
 
@@ -52,6 +53,11 @@ def test_a_model_through_the_plugin(kept, tmp_path):
         torch.save({"x": x, "y": net(x)}, tmp_path / "data.pt")
     assert {engine.header.backend for engine in inspect(path).engines} == {"onnxruntime"}
     subprocess.run([sys.executable, "-W", "ignore", "-c", LOAD, path, tmp_path / "data.pt"], check=True)
+
+
+def test_the_command_line_lists_it(capsys):
+    assert cli.main(["backends"]) == 0
+    assert "onnxruntime" in capsys.readouterr().out
 
 
 def test_explain_knows_it():
