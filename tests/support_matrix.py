@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 
-from tests.backends.tensorrt import cases, harness
+from tests.backends.tensorrt import cases
 from tiacc.backends.openvino import bounds, table
 from tiacc.backends.tensorrt import converters, flavours
 from tiacc.backends.tensorrt.converters import Converter
-from tiacc.errors import ImportGraphError
-from tiacc.graph import specs
 
 Varying = Callable[[Sequence[cases.Case]], str]
 
@@ -50,7 +48,8 @@ The operators that the backends `tensorrt` and `tensorrt_rtx` convert; all other
 * **results**: the dtypes that its results may have, where these are not the ones that torch's type promotion gives of f32, f16, bf16, i64,
   i32 and bool.
 * **computed**: the arguments that may be computed from sizes in the engine; all others must be known when it is built.
-* **sizes that vary**: how many of its tests' calls are accepted with every dimension that is larger than 1 varying: all, some, or none.
+* **sizes that vary**: how many of its tests' calls are accepted with all dimensions varying, but those of size 1 and those that torch
+  fixes, such as the channels of constant weights: all, some, or none.
 * **stays in Torch**: what a call must not be, beside the above.
 * **tests**: the test modules with calls of it, each converted, interpreted and compared with eager torch, and how many where they stand
   in a table. `test_op_samples.py` adds torch's own samples of each operator.
@@ -203,25 +202,10 @@ def _source(module: str) -> str:
 
 
 def how_many_vary(calls: Sequence[cases.Case]) -> str:
-    """Return of how many of some calls the sizes may vary: "all", "some", "none"; nothing where they have none."""
-    accepted = [answer for answer in map(_accepts_varying, calls) if answer is not None]
-    return "" if not accepted else "all" if all(accepted) else "some" if any(accepted) else "none"
-
-
-def _accepts_varying(case: cases.Case) -> bool | None:
-    """Return whether a call is accepted with dimensions that vary, those of one size together; None for a call without."""
-    gm, inputs = harness.one_node(case.op, *case.args, **case.kwargs)
-    if not any(size > 1 for tensor in inputs for size in tensor.shape):
-        return None
-    types = [
-        specs.TensorSpec(tuple(specs.Dim(f"s{size}", 1, size, 2 * size) if size > 1 else size for size in tensor.shape), tensor.dtype)
-        for tensor in inputs
-    ]
-    try:
-        specs.propagate(gm, types)
-    except ImportGraphError:
-        return False
-    return all(converters.supports(node) for node in gm.graph.nodes if node.op == "call_function")
+    """Return of how many of some calls the sizes may vary, apart from those whose sizes torch fixes: "all", "some", "none"."""
+    graphs = [varying[0] for varying in (case.varying() for case in calls) if varying is not None]
+    accepted = [all(converters.supports(node) for node in gm.graph.nodes if node.op == "call_function") for gm in graphs]
+    return "none" if not accepted else "all" if all(accepted) else "some" if any(accepted) else "none"
 
 
 # -- what a check refuses ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from tests.backends.tensorrt import harness
+from tiacc.errors import ImportGraphError
 from tiacc.graph import specs
 
 
@@ -36,6 +37,33 @@ class Case:
         gm, inputs = harness.one_node(self.op, *self.args, **self.kwargs)
         types = [harness.spec_of(tensor) for tensor in inputs]
         return specs.propagate(gm, types), types
+
+    def varying(self) -> tuple[fx.GraphModule, list[specs.TensorSpec], list[torch.Tensor]] | None:
+        """Return the call with its dimensions varying, those of one size together, and the types and inputs.
+
+        Sizes of 1, and those that the operator fixes (the channels of constant weights), stay as they are. None where no dimension
+        varies then, or torch itself does not know the shape of the result.
+        """
+        gm, inputs = harness.one_node(self.op, *self.args, **self.kwargs)
+        fixed = {0, 1}
+        while True:
+            types = [
+                specs.TensorSpec(
+                    tuple(size if size in fixed else specs.Dim(f"s{size}", 1, size, 2 * size) for size in tensor.shape), tensor.dtype
+                )
+                for tensor in inputs
+            ]
+            if not any(spec.is_dynamic for spec in types):
+                return None
+            try:
+                specs.propagate(gm, types)
+            except ImportGraphError:
+                return None
+            shapes = [node.meta["val"].shape for node in gm.graph.find_nodes(op="placeholder")]
+            known = {int(str(size)) for shape in shapes for size in shape if str(size).isdigit()}
+            if known <= fixed:
+                return gm, types, inputs
+            fixed |= known
 
     def __str__(self) -> str:
         shapes = [tuple(arg.shape) if isinstance(arg, torch.Tensor) else arg for arg in self.args]

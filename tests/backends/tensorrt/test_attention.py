@@ -89,6 +89,15 @@ def test_dynamic_batch_with_a_mask() -> None:
     check_graph(graph_of(_SDPA, 4), example(2), dynamic=[(0,)] * 4, others=[example(1), example(4)], compile=True)
 
 
+def test_dynamic_heads() -> None:
+    """TensorRT's layer wants to know how many heads there are."""
+
+    def example(heads: int) -> list[torch.Tensor]:
+        return [torch.randn(2, heads, 5, 8) for _ in range(3)]
+
+    check_graph(graph_of(_SDPA, 3), example(2), dynamic=[(1,)] * 3, others=[example(1), example(4)], compile=True)
+
+
 def test_the_layer_is_used_where_it_takes_the_operands() -> None:
     def kinds(*operands: Any) -> set[str]:
         gm, inputs = one_node(_SDPA, *operands)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import Parameter
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_dynamic, interpret, needs_rtx, refused
+from tests.backends.tensorrt.harness import check, check_dynamic, check_graph, graph_of, interpret, needs_rtx, refused
 from tiacc.backends.tensorrt import builder
 from tiacc.backends.tensorrt.flavours import Flavour, load_flavour
 
@@ -87,6 +87,11 @@ def test_group_norm_without_the_layer_for_it() -> None:
     assert not old.has("normalization_v2")
     definition = builder.build_network(old, gm, types)
     assert torch.allclose(interpret(definition, [_X[4]])[0], gm(_X[4])[0], atol=1e-5)
+
+
+def test_groups_of_channels_whose_number_varies() -> None:
+    gm = graph_of(lambda x: aten.group_norm.default(x, 2), 1)
+    check_graph(gm, [torch.randn(2, 6, 5, 4)], dynamic=[(1,)], others=[[torch.randn(2, 2, 5, 4)]], compile=True)
 
 
 def test_batch_norm_is_one_layer() -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, check_varying, graph_of, needs_rtx, refused
+from tests.backends.tensorrt.harness import check, check_graph, check_varying, graph_of, needs_rtx, refused, rejection
+from tiacc.graph import specs
+from tiacc.graph.specs import Dim, TensorSpec
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -85,6 +87,12 @@ def test_dynamic_sizes(function: Callable[[Any], Any]) -> None:
 def test_the_layer_for_indices_is_added_only_if_they_are_used() -> None:
     definition = check_graph(graph_of(lambda x: aten.max.dim(x, 1)[0], 1), [_X])
     assert definition.network.num_layers == 1
+
+
+def test_an_empty_tensor_with_a_size_that_varies_is_refused() -> None:
+    gm = graph_of(lambda x: aten.any.default(x), 1)
+    specs.propagate(gm, [TensorSpec((Dim("n", 1, 3, 6), 0), torch.float32)])
+    assert "no elements" in rejection(gm)
 
 
 def test_a_median_is_refused() -> None:

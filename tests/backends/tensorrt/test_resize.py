@@ -10,7 +10,19 @@ import pytest
 import torch
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, refused
+from tests.backends.tensorrt.harness import (
+    assert_close,
+    check,
+    check_graph,
+    graph_of,
+    interpret,
+    needs_rtx,
+    network_of,
+    refused,
+    rejection,
+)
+from tiacc.graph import specs
+from tiacc.graph.specs import Dim, TensorSpec
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -83,3 +95,27 @@ def test_dynamic_sizes(function: Callable[[Any], Any]) -> None:
 
 def test_whole_numbers_are_refused() -> None:
     assert "uint8" in refused(aten.upsample_nearest2d.default, torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [8, 8])
+
+
+@pytest.mark.parametrize("op", [aten.upsample_nearest1d, aten._upsample_nearest_exact1d], ids=str)
+@pytest.mark.parametrize("factor", [0.5, 0.6, 1.7, 3.0, None])
+def test_the_nearest_element_is_torchs_at_every_size(op: Any, factor: float | None) -> None:
+    """Which of two elements is the nearer is decided by rounding where the factor is no whole number."""
+    low, high = 2, 40
+    gm = graph_of(lambda x, y: op.vec(x, [_size(y, 0)] if factor is None else None, None if factor is None else [factor]), 2)
+    types = [TensorSpec((1, 1, Dim("n", low, 7, high)), torch.float32), TensorSpec((Dim("m", low, 5, high), 1), torch.float32)]
+    specs.propagate(gm, types)
+    assert rejection(gm) == ""
+    definition = network_of(gm, types)
+    for before in range(low, high, 1 if factor else 4):
+        for after in (7,) if factor else range(low, high, 3):
+            case = [torch.arange(float(before)).reshape(1, 1, before), torch.zeros(after, 1)]
+            assert_close(interpret(definition, case), gm(*case))
+
+
+@pytest.mark.parametrize(("factor", "reason"), [(0.7, "float32"), (1.7, "")])
+def test_a_factor_that_gives_another_size_in_float32_is_refused(factor: float, reason: str) -> None:
+    gm = graph_of(lambda x: aten.upsample_linear1d.vec(x, None, False, [factor]), 1)
+    specs.propagate(gm, [TensorSpec((1, 1, Dim("n", 2, 7, 40)), torch.float32)])
+    assert reason in rejection(gm)
+    assert bool(reason) == bool(rejection(gm))

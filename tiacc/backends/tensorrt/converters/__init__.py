@@ -149,6 +149,8 @@ def _tensor_problems(what: str, fake: torch.Tensor, dtypes: Collection[torch.dty
         yield f"its {what} is {str(fake.dtype).removeprefix('torch.')}"
     if fake.layout != torch.strided:
         yield f"its {what} is {fake.layout}"
+    if not all(isinstance(specs.dim_of(size), int) for size in fake.shape) and any(str(size) == "0" for size in fake.shape):
+        yield f"its {what} has no elements, and sizes that vary"
     if fake.dim() > 8:
         yield f"its {what} has {fake.dim()} dimensions, TensorRT has at most 8"
 

@@ -16,7 +16,7 @@ from tiacc.backends.tensorrt.converters.normalization import normalized
 from tiacc.backends.tensorrt.extents import counting, cut, fixed
 from tiacc.backends.tensorrt.layers import Tensor
 from tiacc.backends.tensorrt.shaping import Value
-from tiacc.backends.tensorrt.sizes import is_same, product
+from tiacc.backends.tensorrt.sizes import is_same, is_static, product
 
 aten = torch.ops.aten
 
@@ -47,11 +47,11 @@ def attend(
 
 
 def _fits_layer(net: Conversion, query: Tensor, key: Tensor, value: Tensor, mask: Value | None) -> bool:
-    """Return whether TensorRT's layer takes the operands: of rank 4, one shape for keys and values, not broadcast."""
+    """Return whether TensorRT's layer takes the operands: of rank 4, keys and values of one shape, heads whose number is known."""
     shapes = [net.shape(tensor) for tensor in (query, key, value)]
     if any(len(shape) != 4 for shape in shapes) or (mask is not None and net.rank(mask) > 4):
         return False
-    if not all(map(is_same, shapes[1], shapes[2])):
+    if not all(map(is_same, shapes[1], shapes[2])) or not is_static([shape[1] for shape in shapes]):
         return False
     return all(is_same(shapes[0][axis], shapes[1][axis]) for axis in (0, 1, 3))
 

@@ -134,11 +134,10 @@ def group_norm(call: Call) -> Value:
     rank, eps = net.rank(value), float(call.number("eps"))
     weight, bias = (_per_channel(net, call.operand(name), rank) for name in ("weight", "bias"))
     sizes = net.shape(value)
-    if net.flavour.has("normalization_v2") and rank >= 3 and groups > 1:
-        channels = sizes[1]
-        shape = [channels if axis == 1 else 1 for axis in range(rank)]
-        scale = net.tensor(torch.ones(shape) if weight is None else weight, call.dtype)  # type: ignore[arg-type]
-        shift = net.tensor(torch.zeros(shape) if bias is None else bias, call.dtype)  # type: ignore[arg-type]
+    if net.flavour.has("normalization_v2") and rank >= 3 and groups > 1 and isinstance(sizes[1], int):
+        shape = [sizes[1] if axis == 1 else 1 for axis in range(rank)]
+        scale = net.tensor(torch.ones(shape) if weight is None else weight, call.dtype)
+        shift = net.tensor(torch.zeros(shape) if bias is None else bias, call.dtype)
         mask = net.axes_mask(range(2, rank), rank)
         return net.add("normalization_v2", value, scale, shift, mask, epsilon=eps, num_groups=groups)
     grouped = net.reshape(value, (sizes[0], groups, -1))

@@ -18,12 +18,15 @@ from tiacc.backends.base import SUPPORTED, Support
 from tiacc.backends.tensorrt.call import Call, NodeView
 from tiacc.backends.tensorrt.conversion import Conversion
 from tiacc.backends.tensorrt.converters import FLOATS, converts
-from tiacc.backends.tensorrt.extents import fixed
+from tiacc.backends.tensorrt.extents import bounds, counting, fixed
 from tiacc.backends.tensorrt.layers import Tensor
 from tiacc.backends.tensorrt.shaping import Value
 from tiacc.backends.tensorrt.sizes import Size, is_static
 
 aten = torch.ops.aten
+
+_MOST_SIZES = 1 << 16
+"""The largest size for which a scale factor is tried."""
 
 _SCALES = {1: ("scales",), 2: ("scales_h", "scales_w"), 3: ("scales_d", "scales_h", "scales_w")}
 
@@ -76,6 +79,17 @@ def _factors(view: NodeView, dims: int) -> list[float | None]:
     return [float(factor) if factor is not None and factor > 0 else None for factor in found]
 
 
+def _rounded(factor: float) -> float:
+    """Return a factor as TensorRT's layer holds it."""
+    return float(torch.tensor(factor, dtype=torch.float32))
+
+
+def _gives_sizes(factor: float, low: int, high: int) -> bool:
+    """Return whether a factor gives the same size in float32, for all sizes of a range."""
+    sizes = torch.arange(low, min(high, _MOST_SIZES) + 1, dtype=torch.float64)
+    return high <= _MOST_SIZES and bool(((sizes * factor).floor() == (sizes * _rounded(factor)).floor()).all())
+
+
 def _check(mode: Mode) -> Callable[[NodeView], Support]:
     def check(view: NodeView) -> Support:
         sizes = [fixed(size) for size in (*view.fake(_source(view)).shape[2:], *view.out.shape[2:])]
@@ -86,6 +100,9 @@ def _check(mode: Mode) -> Callable[[NodeView], Support]:
         factors = _factors(view, mode.dims)
         if view.value("output_size") is not None and any(factor is not None for factor in factors):
             return Support(False, "interpolation to a dynamic size with scale factors of its own")
+        for size, factor in zip(view.fake(_source(view)).shape[2:], factors):
+            if mode.kind != "NEAREST" and factor is not None and not _gives_sizes(factor, *bounds(size)):
+                return Support(False, "interpolation of a dynamic size by a factor whose rounding to float32 changes the size")
         return SUPPORTED
 
     return check
@@ -108,6 +125,11 @@ def _resize(mode: Mode) -> Callable[[Call], Value]:
                     value = _along(net, mode, value, axis, pair, is_aligned)
                 return value
             return _layer(net, mode, value, after, None, is_aligned)
+        if mode.kind == "NEAREST" and not all(map(_is_whole, factors)):
+            for axis, pair in enumerate(zip(before[2:], after[2:], factors), 2):
+                is_known = is_static(pair[:2])
+                value = _along(net, mode, value, axis, pair, False) if is_known else _chosen(net, mode, value, axis, *pair)  # type: ignore[arg-type]
+            return value
         return _layer(net, mode, value, after, factors, is_aligned)
 
     convert.__doc__ = f"Interpolation in mode {mode.kind.lower()}, in {mode.dims} dimensions."
@@ -152,6 +174,26 @@ def _along(net: Conversion, mode: Mode, value: Tensor, axis: int, pair: tuple[in
     moved = net.transpose(value, axis, rank - 1)
     mixed = net.matmul(moved, weights.to(net.dtype(value)).reshape(*[1] * (rank - 2), before, after))
     return net.transpose(mixed, axis, rank - 1)
+
+
+def _is_whole(factor: float | None) -> bool:
+    """Return whether elements are repeated, or skipped, a whole number of times, so that no rounding decides which is the nearest."""
+    return factor is not None and factor > 0 and (factor == int(factor) or (1 / factor == int(1 / factor) and _rounded(factor) == factor))
+
+
+def _chosen(net: Conversion, mode: Mode, value: Tensor, axis: int, before: Size, after: Size, factor: float | None) -> Tensor:
+    """Take the nearest elements along a dimension, by the arithmetic of torch in float32, whose rounding decides between two.
+
+    Source: ``nearest_idx`` and ``nearest_exact_idx`` in torch's ``UpSample.h``.
+    """
+    step = net.compute(operator.truediv, before, after) if factor is None else 1 / factor
+    places = counting(net, after, torch.float32)
+    if mode.is_exact:
+        places = net.binary("SUM", places, 0.5, torch.float32)
+    scaled = net.binary("PROD", places, net.scalar_tensor(step, torch.float32), torch.float32)
+    nearest = net.cast(net.unary("FLOOR", scaled), torch.int64)
+    last = net.scalar_tensor(before + -1)
+    return net.add("gather", value, net.binary("MIN", nearest, last, torch.int64), axis)
 
 
 def _layer(
