@@ -44,6 +44,7 @@ class Plan:
         workspace_bytes: For engines.
         build_options: For backends.
         keep_methods: Methods to keep that ``forward`` calls.
+        examples: Arguments to run the model on, where shapes cannot be told without, on `device`.
         fuel: The number of rewrites that passes may make; None for any.
         instruments: What watches the passes.
         keep_fp32: Nodes that stay in float32, and why: by the index of the region, then by name.
@@ -60,6 +61,7 @@ class Plan:
     workspace_bytes: int = 1 << 30
     build_options: dict[str, Any] = field(default_factory=dict)
     keep_methods: tuple[str, ...] = ()
+    examples: tuple[tuple[Any, ...], ...] = ()
     fuel: int | None = None
     instruments: tuple[Instrument, ...] = ()
     keep_fp32: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
@@ -164,7 +166,7 @@ def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phas
         PassError: A pass failed.
     """
     step("import")
-    imported = importer.import_module(module, plan.inputs, plan.keep_methods)
+    imported = importer.import_module(module, plan.inputs, plan.keep_methods, plan.examples)
     _refuse_fixed_dims(imported)
     proposals: list[RegionProposal] = []
     rows: list[PassRow] = []
@@ -209,9 +211,11 @@ def build(proposal: Proposal, plan: Plan, step: Step = lambda phase: None) -> Co
     for item in proposal.regions:
         engines = _build_engines(item, imported, plan, compiled, step)
         graph = stitch.stitch(item.graph, item.partition, engines) if engines else item.graph
+        if item.region.guard and not engines:
+            continue  # a choice costs more than passes alone are worth
         replacements.append((item.region, graph))
         drawn.extend(nodes_of(item.graph, item.partition, item.region.index, engines, len(drawn)))
-        if item.region.path == "forward":
+        if item.region.path == "forward" and not item.region.guard:
             checked |= _inputs_of_engines(item, engines)
     compiled.graph = ModelGraph.of(drawn)
     compiled.precision, unmatched = precision_of((item.region.index, item.graph, item.casts) for item in proposal.regions)
@@ -299,7 +303,7 @@ def _build(
     """
     inputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in subgraph.inputs)
     outputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in subgraph.outputs)
-    profiles = tuple(_profile(subgraph.inputs, imported.symbols, sizes) for sizes in plan.sizes)
+    profiles = tuple(_profile(subgraph.inputs, imported.symbols, {**sizes, **imported.observed_sizes}) for sizes in plan.sizes)
     profiles = tuple(dict.fromkeys(profiles))
     spec = BuildSpec(inputs, outputs, torch.device(plan.built_for or plan.device), profiles, plan.workspace_bytes, plan.build_options)
     begin = time.perf_counter()

@@ -49,6 +49,7 @@ def plan_of(
         built_for=None if is_here else device.type,
         min_segment_nodes=settings.min_segment_nodes,
         keep_methods=settings.keep_methods,
+        examples=tuple(tuple(models.moved(item, host)) for item in inputs.data),
         fuel=settings.fuel,
         instruments=settings.instruments,
         workspace_bytes=settings.workspace_bytes,

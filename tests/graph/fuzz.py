@@ -92,8 +92,10 @@ def _check(program: RandomProgram) -> dict[str, int]:
         pipeline=pipeline(0, CPU),
         backends=(ReferenceBackend() if chance.random() < 0.5 else PickyBackend(program.seed),),
         device=CPU,
+        examples=program.calls[:2] if chance.random() < 0.5 else (),
     )
     proposal = propose(original, plan)
+    guarded = sum(bool(region.region.guard) for region in proposal.regions)
     operators = sum(region.region.calls for region in proposal.regions)
     buffer = io.BytesIO()
     torch.jit.save(build(proposal, plan).module, buffer)
@@ -114,7 +116,7 @@ def _check(program: RandomProgram) -> dict[str, int]:
         results.append((one[0], other[0]))
     for one, other in results:  # a later call may write into what an earlier one returned, or not
         _same("an earlier result", one, other)
-    return {"calls": len(program.calls), "raised": raised, "operators": operators, "regions": len(proposal.regions)}
+    return {"calls": len(program.calls), "raised": raised, "operators": operators, "regions": len(proposal.regions), "guarded": guarded}
 
 
 def _abstract_inputs(program: RandomProgram, chance: random.Random) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ replaces were; everything around them stays as it was.
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from tiacc.errors import ExportError
 from tiacc.graph import specs, torch_compat
 from tiacc.graph.assumptions import Form
 from tiacc.graph.regions import UNINITIALISED, OutputIndex, Region, RegionInput
+from tiacc.runtime import blob as envelope
 
 _SCALAR_KINDS: dict[Callable[..., Any], str] = {
     operator.add: "aten::add",
@@ -88,6 +90,9 @@ def replace_regions(module: torch.jit.ScriptModule, replacements: Sequence[tuple
 
 
 def _replace_region(graph: torch_compat.Graph, region: Region, gm: fx.GraphModule) -> None:
+    if region.guard:
+        _add_choice(graph, region, gm)
+        return
     writer = _Writer(graph)
     with graph.insert_point_guard(region.nodes[0]):
         placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
@@ -98,6 +103,35 @@ def _replace_region(graph: torch_compat.Graph, region: Region, gm: fx.GraphModul
             output.value.replaceAllUsesWith(new)
     for node in reversed(region.nodes):
         node.destroy()
+
+
+def _add_choice(graph: torch_compat.Graph, region: Region, gm: fx.GraphModule) -> None:
+    """Put new code beside the nodes of a guarded region: it runs where the inputs have the types that it was made for."""
+    writer = _Writer(graph)
+    with graph.insert_point_guard(region.nodes[0]):
+        inputs = [writer.project(read) for read in region.inputs]
+        tensors = [value for value, spec in zip(inputs, region.guard) if spec is not None]
+        items = writer.emit("prim::ListConstruct", tensors, [torch._C.ListType.ofTensors()])
+        text = json.dumps([envelope.spec_to_json(spec) for spec in region.guard if spec is not None])
+        (condition,) = writer.emit("tiacc::fits", [*items, writer.of(text)], [torch._C.BoolType.get()])
+        choice = graph.insertNode(graph.create("prim::If", [condition], len(region.outputs)))
+    optimized, fallback = choice.addBlock(), choice.addBlock()
+    with graph.insert_point_guard(optimized.returnNode()):
+        inner = _Writer(graph)
+        inner.values.update(zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True))
+        results = inner.write(gm)
+        for output in region.outputs:
+            optimized.registerOutput(inner.build(output.template, output.value.type(), results))
+    old = {}
+    for output, new in zip(region.outputs, choice.outputs()):
+        new.setType(output.value.type())
+        output.value.replaceAllUsesWith(new)
+        old[new.unique()] = output.value
+    for node in region.nodes:
+        node.moveBefore(fallback.returnNode())
+        torch_compat.replace_inputs(node, old)
+    for output in region.outputs:
+        fallback.registerOutput(output.value)
 
 
 class _Writer:

@@ -9,26 +9,32 @@ region begins behind it. What is inside the blocks of a branch or loop that stay
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from tiacc.graph import specs, torch_compat
+from tiacc.graph import observer, specs, torch_compat
 from tiacc.graph.assumptions import UNKNOWN, form_of, leaves, usable
 from tiacc.graph.assumptions import Assumed as Assumed
 from tiacc.graph.node_importer import MARK_LEAVE, NodeImporter, SpliceError
-from tiacc.graph.region_builder import Facts, Knowledge, RegionBuilder, unmark
+from tiacc.graph.region_builder import NOT_KNOWN, Facts, Knowledge, RegionBuilder, unmark
 from tiacc.graph.regions import ImportResult, Left, Region, RegionInput
 from tiacc.graph.size_samples import SizeSamples
-from tiacc.graph.specs import TensorSpec
-from tiacc.graph.storage import CannotImportError
+from tiacc.graph.specs import Dim, TensorSpec
+from tiacc.graph.storage import CannotImportError, NeedsGuardError
 
 MARK_OPAQUE = "tiacc_opaque"
 """The attribute of a node that stays in TorchScript and whose results are not to be guessed."""
 
 
-def import_module(module: torch.jit.ScriptModule, inputs: Sequence[Any], keep_methods: Sequence[str] = ()) -> ImportResult:
+def import_module(
+    module: torch.jit.ScriptModule,
+    inputs: Sequence[Any],
+    keep_methods: Sequence[str] = (),
+    examples: Sequence[tuple[Any, ...]] = (),
+) -> ImportResult:
     """Cut the ``forward`` of a model into regions.
 
     Args:
@@ -36,15 +42,17 @@ def import_module(module: torch.jit.ScriptModule, inputs: Sequence[Any], keep_me
         inputs: What is known of each argument of ``forward``: a `TensorSpec`, an `Assumed` value, or lists, tuples and dicts of
             these. Missing trailing ones, and ``...``, are unknown.
         keep_methods: Methods that ``forward`` calls and that shall be kept as methods too.
+        examples: Arguments to run the model on, one tuple a call, where shapes cannot be told without; see `tiacc.graph.observer`.
 
     Raises:
         ImportGraphError: The model cannot be copied.
     """
-    copy, _, dropped = torch_compat.frozen_copy(module, keep_methods)
-    importer = _Importer(copy, inputs, dropped)
-    result = None
-    while result is None:
-        result = importer.attempt()
+    frozen, _, dropped = torch_compat.frozen_copy(module, keep_methods)
+    importer = _Importer(frozen, inputs, dropped)
+    result = importer.run()
+    if examples and any(item.reason == NOT_KNOWN for item in result.left):
+        importer.look(torch_compat.frozen_copy(module, keep_methods)[0], copy.deepcopy(list(examples)))
+        result = importer.run()
     return result
 
 
@@ -58,6 +66,21 @@ class _Importer:
         self.aliases = torch_compat.Aliases(self.ts_graph)
         self.facts = Facts()
         self.regions: list[Region] = []
+        self.observable = [value.unique() for value in observer.observable(self.ts_graph)]
+        self.observed: dict[int, TensorSpec] = {}
+        self.observed_dims: dict[str, Dim] = {}
+
+    def look(self, twin: torch.jit.ScriptModule, examples: Sequence[tuple[Any, ...]]) -> None:
+        """Run another copy of the model on examples, and note the types of tensors."""
+        seen, self.observed_dims = observer.observe(twin, examples)
+        self.observed = {self.observable[place]: spec for place, spec in seen.items()}
+        self.facts.shared_writes.clear()  # writes that were left may be imported now
+
+    def run(self) -> ImportResult:
+        """Import the model."""
+        while (result := self.attempt()) is None:
+            pass
+        return result
 
     def attempt(self) -> ImportResult | None:
         """Import the model; None when that has to begin again, with what was learnt."""
@@ -86,6 +109,10 @@ class _Importer:
             elif (form := form_of(known, value.type())) is not None:
                 self.knowledge.assumed[value.unique()] = (index, form)
             self.knowledge.learn(value, self._abstract(known))
+        for dim in self.observed_dims.values():
+            specs.symbol_of(self.knowledge.mode, dim, self.symbols)
+        self.knowledge.observed, self.knowledge.symbols = self.observed, self.symbols
+        self.knowledge.observed_dims = frozenset(self.observed_dims)
         self.knowledge.samples = SizeSamples(self.knowledge.mode, torch_compat.sample_sizes(self.knowledge.mode))
         self.knowledge.symbol_names = {str(symbol.node.expr): name for name, symbol in self.symbols.items()}
         self._import_block(self.ts_graph.return_node().owningBlock(), "forward")
@@ -99,6 +126,7 @@ class _Importer:
             self.knowledge.assumptions,
             self.original,
             self._relied_on(),
+            {name: (dim.min, dim.opt, dim.max) for name, dim in self.observed_dims.items()},
         )
 
     def _abstract(self, known: Any) -> Any:
@@ -133,6 +161,10 @@ class _Importer:
             reason = ""
             try:
                 NodeImporter(self.builder, self.facts).import_node(node)
+            except NeedsGuardError:
+                self._close_region(path)
+                self.builder = RegionBuilder(self.knowledge, is_guarded=True)
+                queue.append(node)
             except SpliceError as error:
                 queue.extend(torch_compat.splice_branch(node, error.block)[::-1])
             except CannotImportError as error:

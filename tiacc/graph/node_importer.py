@@ -13,7 +13,7 @@ from tiacc.graph import torch_compat
 from tiacc.graph.number_importer import NumberImporter
 from tiacc.graph.region_builder import UNKNOWN, Facts, NumberTensor, RegionBuilder, has_tensors
 from tiacc.graph.regions import UNINITIALISED
-from tiacc.graph.storage import CannotImportError, TensorRef, overlaps, pieces, view_of, whole
+from tiacc.graph.storage import CannotImportError, NeedsGuardError, TensorRef, overlaps, pieces, view_of, whole
 
 aten = torch.ops.aten
 
@@ -111,6 +111,8 @@ class NodeImporter(NumberImporter):
             if self.depth:
                 raise
             self.builder.undo(mark)
+            if isinstance(error, NeedsGuardError):
+                raise
             raise SpliceError(taken) from error
 
     def _import_loop(self, node: torch_compat.Node) -> list[Any]:
@@ -130,6 +132,8 @@ class NodeImporter(NumberImporter):
             if self.depth:
                 raise
             self.builder.undo(mark)
+            if isinstance(error, NeedsGuardError):
+                raise
             reason = f"a part of it cannot be imported: {error}"
             node.s_(MARK_LEAVE, reason)
             raise CannotImportError(reason) from error

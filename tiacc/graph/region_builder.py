@@ -15,11 +15,14 @@ from tiacc.graph import specs, torch_compat
 from tiacc.graph.assumptions import UNKNOWN as UNKNOWN
 from tiacc.graph.regions import UNINITIALISED, FixedDim, OutputIndex, Region, RegionInput, RegionOutput
 from tiacc.graph.size_samples import SizeSamples
-from tiacc.graph.storage import CannotImportError, Storage, TensorRef, whole
+from tiacc.graph.specs import TensorSpec
+from tiacc.graph.storage import CannotImportError, NeedsGuardError, Storage, TensorRef, whole
 
 aten = torch.ops.aten
 
 _MARK = "tiacc_region"
+
+NOT_KNOWN = "the type of one of its inputs is not known before the model runs"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class Knowledge:
         assumptions: Those of them that something relied on, by place.
         fixed: The dimensions that an operator turned out to need at one size, by name.
         samples: What checks symbolic shapes.
+        observed: The types that tensors were seen to have, by unique number; a region that relies on one is guarded.
+        observed_dims: The names of the dimensions in these.
+        symbols: The symbol of each named `Dim`.
     """
 
     mode: FakeTensorMode
@@ -76,6 +82,9 @@ class Knowledge:
     assumed: dict[int, tuple[int, Any]] = field(default_factory=dict)
     assumptions: dict[int, Any] = field(default_factory=dict)
     fixed: dict[str, FixedDim] = field(default_factory=dict)
+    observed: dict[int, TensorSpec] = field(default_factory=dict)
+    observed_dims: frozenset[str] = frozenset()
+    symbols: dict[str, torch.SymInt] = field(default_factory=dict)
     samples: SizeSamples = field(init=False)
     _is_tainted: bool = False
 
@@ -120,10 +129,12 @@ class RegionBuilder:
         nodes: The TorchScript nodes imported so far.
         env: The abstract values of the TorchScript values in it, by unique number.
         source: The source line of the node being imported.
+        is_guarded: Whether it may rely on the types that tensors were seen to have; nothing is then known of what it computes.
     """
 
-    def __init__(self, knowledge: Knowledge) -> None:
+    def __init__(self, knowledge: Knowledge, *, is_guarded: bool = False) -> None:
         self.knowledge = knowledge
+        self.is_guarded = is_guarded
         self.nodes: list[torch_compat.Node] = []
         self.env: dict[int, Any] = {}
         self.source = ""
@@ -141,7 +152,11 @@ class RegionBuilder:
             return self.env[name]
         item = self.knowledge.recall(value)
         if item is UNKNOWN:
-            raise CannotImportError("the type of one of its inputs is not known before the model runs")
+            if name not in self.knowledge.observed:
+                raise CannotImportError(NOT_KNOWN)
+            if not self.is_guarded:
+                raise NeedsGuardError("it relies on a type that was seen")
+            item = specs.fake_tensor(self.knowledge.mode, self.knowledge.observed[name], self.knowledge.symbols)
         if isinstance(item, torch.Tensor):
             is_external = torch_compat.is_fake(item)
             item = whole(self._placeholder(value, item), is_external=True) if is_external else self._constant(item, value)
@@ -210,9 +225,17 @@ class RegionBuilder:
             if after > before:
                 self.knowledge.taint()
             raise CannotImportError(reason)
+        if after > before and self._has_fixed_observed():
+            self._graph.erase_node(node)
+            self.knowledge.taint()
+            raise CannotImportError("it works at one size of a dimension that was seen to vary")
         if after > before:
             self._note_fixed(f"{target} at {self.source}")
         return node
+
+    def _has_fixed_observed(self) -> bool:
+        fixed = torch_compat.fixed_symbols_of(self.knowledge.mode)
+        return any(self.knowledge.symbol_names.get(symbol) in self.knowledge.observed_dims for symbol in fixed)
 
     def _note_fixed(self, where: str) -> None:
         for symbol, size in torch_compat.fixed_symbols_of(self.knowledge.mode).items():
@@ -296,7 +319,7 @@ class RegionBuilder:
                 if any(not _is_marked(use.user, index) for use in value.uses()):
                     outputs.append(RegionOutput(value, self._template(item, flat)))
                 known = self._forget_nodes(item)
-                if known is not UNKNOWN:
+                if not self.is_guarded:
                     self.knowledge.learn(value, known)
         self._graph.output(tuple(flat))
         self._graph.eliminate_dead_code()
@@ -310,7 +333,11 @@ class RegionBuilder:
             if node.op == "placeholder" and not node.users:
                 gm.graph.erase_node(node)
         gm.recompile()
-        return Region(index, gm, inputs, tuple(outputs), self.nodes, path)
+        guard = tuple(map(self._guard_of, gm.graph.find_nodes(op="placeholder"))) if self.is_guarded else ()
+        return Region(index, gm, inputs, tuple(outputs), self.nodes, path, guard)
+
+    def _guard_of(self, node: fx.Node) -> TensorSpec | None:
+        return specs.spec_of(specs.tensor_of(node)) if specs.is_tensor(node) else None
 
     def release(self) -> None:
         """Remove the attribute by which the region's TorchScript nodes are told from others."""

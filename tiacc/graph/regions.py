@@ -65,6 +65,8 @@ class Region:
         outputs: The values that the rest of the program reads.
         nodes: The TorchScript nodes that the region replaces, in program order.
         path: Where its block is: ``"forward"``, ``"forward/if:12/then"``.
+        guard: The types of the inputs that it was made for, where some were only seen and are not certain: None for one that is
+            not a tensor. Empty when all are certain.
     """
 
     index: int
@@ -73,6 +75,7 @@ class Region:
     outputs: tuple[RegionOutput, ...]
     nodes: list[torch_compat.Node]
     path: str
+    guard: tuple[TensorSpec | None, ...] = ()
 
     @property
     def calls(self) -> int:
@@ -109,6 +112,7 @@ class ImportResult:
         assumptions: What the regions rely on in the arguments of ``forward``, by place: a value, or a `Form`.
         original: The graph of ``forward`` before anything was done to it.
         arguments: The tensors among the arguments of ``forward`` whose types the regions may rely on.
+        observed_sizes: The smallest, usual and largest size of each dimension that was seen to vary, by name.
     """
 
     module: torch.jit.ScriptModule
@@ -120,6 +124,7 @@ class ImportResult:
     assumptions: dict[int, Any] = field(default_factory=dict)
     original: torch_compat.Graph | None = None
     arguments: list[tuple[RegionInput, TensorSpec]] = field(default_factory=list)
+    observed_sizes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -156,17 +156,17 @@ def fake_tensor(mode: FakeTensorMode, spec: TensorSpec, symbols: dict[str, torch
         spec: Its type.
         symbols: The symbol of each named `Dim` so far; new ones are added.
     """
-    assert mode.shape_env is not None
-    sizes: list[int | torch.SymInt] = []
-    for size in spec.shape:
-        if isinstance(size, Dim):
-            if size.name not in symbols:
-                symbols[size.name] = torch_compat.new_symbol(mode.shape_env, size.name, size.min, size.opt, size.max)
-            sizes.append(symbols[size.name])
-        else:
-            sizes.append(size)
+    sizes = [symbol_of(mode, size, symbols) if isinstance(size, Dim) else size for size in spec.shape]
     with mode:
         return torch.empty(sizes, dtype=spec.dtype, device=spec.device)
+
+
+def symbol_of(mode: FakeTensorMode, dim: Dim, symbols: dict[str, torch.SymInt]) -> torch.SymInt:
+    """Return the symbol of a dimension in `symbols`, where it is added if it is new."""
+    assert mode.shape_env is not None
+    if dim.name not in symbols:
+        symbols[dim.name] = torch_compat.new_symbol(mode.shape_env, dim.name, dim.min, dim.opt, dim.max)
+    return symbols[dim.name]
 
 
 def spec_of(value: torch.Tensor) -> TensorSpec:

@@ -32,6 +32,10 @@ class CannotImportError(Exception):
     """A TorchScript node that the importer leaves as it is; the message is the reason, for the report."""
 
 
+class NeedsGuardError(CannotImportError):
+    """A node relies on the type that a tensor was seen to have; a region that does so checks it when it runs."""
+
+
 @dataclass(eq=False)
 class Storage:
     """Memory that tensors share.

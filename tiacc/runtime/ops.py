@@ -28,6 +28,8 @@ _library = torch.library.Library("tiacc", "DEF")
 _library.define("run_engine(Tensor[] inputs, Tensor blob, str backend, str key) -> Tensor[]")
 _library.define("check_inputs(Tensor[] inputs, str specs) -> ()", alias_analysis="CONSERVATIVE")
 
+_library.define("fits(Tensor[] inputs, str specs) -> bool")
+
 _lock = threading.Lock()
 _engines: weakref.WeakValueDictionary[str, LoadedEngine] = weakref.WeakValueDictionary()
 
@@ -139,6 +141,18 @@ def _check_inputs(inputs: list[torch.Tensor], specs: str) -> None:
             )
 
 
+def _fits(inputs: list[torch.Tensor], specs: str) -> bool:
+    """Return whether tensors have the types, and dimensions of one name the same size."""
+    sizes: dict[str, int] = {}
+    for tensor, spec in zip(inputs, _parse_specs(specs)):
+        if tensor.dtype != spec.dtype or not spec.admits(tensor.shape) or tensor.layout != torch.strided:
+            return False
+        for size, dim in zip(tensor.shape, spec.shape):
+            if isinstance(dim, Dim) and sizes.setdefault(dim.name, size) != size:
+                return False
+    return True
+
+
 def _parse_specs(text: str) -> tuple[TensorSpec, ...]:
     import json
 
@@ -161,4 +175,5 @@ def _describe(spec: TensorSpec) -> str:
 
 
 _library.impl("run_engine", _run_engine, "CompositeExplicitAutograd")
+_library.impl("fits", _fits, "CompositeExplicitAutograd")
 _library.impl("check_inputs", _check_inputs, "CompositeExplicitAutograd")

@@ -223,3 +223,56 @@ def written_values(node: Node) -> list[Value]:
 def without_optional(type_: Type) -> Type:
     """Return the type of a value that might be None by `type_`, and is not."""
     return type_.getElementType() if type_.kind() == "OptionalType" else type_
+
+
+def insert_behind(graph: Graph, value: Value, kind: str, number: int) -> None:
+    """Insert a node ``kind(value, number) -> ()`` behind the node, or at the beginning of the block, that makes a value."""
+    made_by = value.node()
+    if made_by.kind() == "prim::Param":
+        first = next(iter(made_by.owningBlock().nodes()), None)
+        place = first if first is not None else made_by.owningBlock().returnNode()
+    else:
+        place = made_by
+    with graph.insert_point_guard(place):
+        constant = graph.insertConstant(number)
+    node = graph.create(kind, [value, constant], 0)
+    if made_by.kind() == "prim::Param":
+        node.insertBefore(place)
+    else:
+        node.insertAfter(place)
+
+
+def replace_inputs(node: Node, new: dict[int, Value]) -> None:
+    """Replace the inputs of a node, and of those in its blocks, that have the given unique numbers."""
+    for index, value in enumerate(node.inputs()):
+        if value.unique() in new:
+            node.replaceInput(index, new[value.unique()])
+    for block in node.blocks():
+        for inner in (*block.nodes(), block.returnNode()):
+            replace_inputs(inner, new)
+
+
+def uninitialised_values(graph: Graph) -> set[int]:
+    """Return the unique numbers of the values that may be variables without a value."""
+    found: set[int] = set()
+    nodes = nodes_of(graph)
+    count = -1
+    while count < len(found):
+        count = len(found)
+        for node in nodes:
+            if node.kind() == "prim::Uninitialized":
+                found.add(node.output().unique())
+            elif node.kind() == "prim::If":
+                for block in node.blocks():
+                    found.update(_passed_on(found, block.outputs(), node.outputs()))
+            elif node.kind() == "prim::Loop":
+                body = next(iter(node.blocks()))
+                inner = list(body.inputs())[1:]
+                found.update(_passed_on(found, list(node.inputs())[2:], inner))
+                found.update(_passed_on(found, list(body.outputs())[1:], inner))
+                found.update(_passed_on(found, inner, node.outputs()))
+    return found
+
+
+def _passed_on(found: set[int], before: Sequence[Value], after: Sequence[Value]) -> list[int]:
+    return [new.unique() for old, new in zip(before, after) if old.unique() in found]
