@@ -1,7 +1,7 @@
 """Whole models on a GPU: TorchScript, what its users could pick instead, and tiacc at both levels, timed in turn in one process.
 
-``python -m benchmarks.gpu --commit $(git rev-parse --short HEAD)`` writes ``benchmarks/results/gpu-DATE-COMMIT.json``, row by row, so that what
-was measured is kept if it is stopped; rows that the file has are not measured again. ``python -m benchmarks.table`` makes the page of it.
+``python -m benchmarks.gpu --commit $(git rev-parse --short HEAD)`` writes ``benchmarks/results/gpu-DATE-COMMIT.json``, row by row, so
+that what was measured is kept if it is stopped; rows that the file has are not measured again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def flat(outputs: Any) -> list[torch.Tensor]:
     return [output.float() for output in ([outputs] if isinstance(outputs, torch.Tensor) else list(outputs))]
 
 
-def measure_case(name: str, batch: int, peers: str, cache_dir: str, seconds: float) -> dict[str, Any]:
+def measure_case(name: str, batch: int, peers: str, levels: Sequence[int], cache_dir: str, seconds: float) -> dict[str, Any]:
     """Return one row: medians and 99th percentiles in milliseconds, errors relative to float32 without TensorFloat-32."""
     model = models.make(name).to(DEVICE)
     x, fresh = models.example(name, batch).to(DEVICE), models.example(name, batch, seed=1).to(DEVICE)
@@ -112,7 +112,6 @@ def measure_case(name: str, batch: int, peers: str, cache_dir: str, seconds: flo
     torch.backends.cudnn.allow_tf32 = False
     reference = flat(model(fresh))
     torch.backends.cudnn.allow_tf32 = True
-    print(name, batch, flush=True)
     row: dict[str, Any] = {"model": name, "batch": batch, "size": models.ZOO[name].size}
     calls: dict[str, Callable[[], Any]] = {"torchscript": lambda: scripted(x)}
     frozen = torch.jit.freeze(scripted)
@@ -124,15 +123,13 @@ def measure_case(name: str, batch: int, peers: str, cache_dir: str, seconds: flo
         calls["compile_fp16"] = compiled(half, x_half)
     if peers == "all":
         calls["compile_tf32"] = compiled(copy.deepcopy(model), x)
-    for level in (0, 1):
+    for level in levels:
         loaded, told = optimized(scripted, level, x, cache_dir)
         row[f"level{level}"] = told
-        errors = []
-        for _ in range(3):  # first by launches, then by the graph that is recorded
-            errors.append(max(float((a - b).norm() / b.norm()) for a, b in zip(flat(loaded(fresh)), reference)))
-        told["relative_error"] = max(errors)
-        if told["actions"]:
-            print(told["actions"], flush=True)
+        # first by launches, then by the graph that is recorded
+        told["relative_error"] = max(
+            float((a - b).norm() / b.norm()) for _ in range(3) for a, b in zip(flat(loaded(fresh)), reference, strict=True)
+        )
         told["host_microseconds"] = round(host_microseconds(lambda loaded=loaded: loaded(x)), 1)  # type: ignore[misc]
         calls[f"tiacc_level{level}"] = lambda loaded=loaded: loaded(x)  # type: ignore[misc]
     for key, latency in zip(calls, measure.latencies(list(calls.values()), DEVICE, seconds=seconds)):
@@ -151,7 +148,9 @@ def main() -> None:
     parser.add_argument("--commit", required=True)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     parser.add_argument("--cache", default="/tmp/tiacc-tactics")
+    parser.add_argument("--levels", default="0,1")
     told = parser.parse_args()
+    levels = [int(level) for level in told.levels.split(",")]
     warnings.simplefilter("ignore")
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     path = Path(told.out, f"gpu-{date}-{told.commit}.json")
@@ -171,14 +170,14 @@ def main() -> None:
             begin = time.perf_counter()
             torch.cuda.reset_peak_memory_stats()
             with torch.no_grad():
-                row = measure_case(name, batch, told.peers, told.cache, told.seconds)
+                row = measure_case(name, batch, told.peers, levels, told.cache, told.seconds)
             record["rows"].append(row)
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             times = " ".join(f"{key}={value['p50_ms']:.3f}" for key, value in row.items() if isinstance(value, dict) and "p50_ms" in value)
             errors = " ".join(
                 f"L{level}: err {row[f'level{level}']['relative_error']:.1e} host {row[f'level{level}']['host_microseconds']:.0f} us "
                 f"optimize {row[f'level{level}']['optimize_seconds']:.0f} s load {row[f'level{level}']['load_and_first_run_seconds']:.1f} s"
-                for level in (0, 1)
+                for level in levels
             )
             print(f"{name} b{batch} {times} {errors} [{time.perf_counter() - begin:.0f} s]", flush=True)
             gc.collect()

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from tiacc.backends.base import SUPPORTED, BuildSpec, Engine, Support, register
+from tiacc.backends.base import BuildSpec, Engine, Support, register
 from tiacc.backends.cudnn import library
 from tiacc.errors import BackendUnavailableError, BuildError, ExportError
 
@@ -87,5 +87,3 @@ def _made_up(spec: BuildSpec, sizes: tuple[tuple[int, ...], ...]) -> list[torch.
             made.append(torch.ones(shape, dtype=item.dtype, device=device))
     return made
 
-
-__all__ = ["SUPPORTED", "CudnnBackend"]

@@ -153,13 +153,8 @@ OPERATIONS: dict[str, Operation] = {
     "or": Operation("({0} | {1})", torch.logical_or),
     "not": Operation("({0} == 0)", torch.logical_not),
     "number": Operation("({0}).to(tl.float32)", lambda a: a.to(torch.float32)),
-    "round_half": Operation("({0}).to(tl.float16).to(tl.float32)", lambda a: a.half().float()),
 }
 """What a body may do."""
-
-CONDITIONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not"})
-"""The operations whose result is a boolean."""
-
 
 def literal(value: float) -> str:
     """Return a number as Triton reads it."""

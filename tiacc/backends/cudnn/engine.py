@@ -106,7 +106,8 @@ class CudnnEngine:
         device = inputs[0].device
         if device.type != "cuda":
             support = library.availability()
-            raise BackendUnavailableError(f"this engine runs on a GPU, and its input is on {device}{'' if support else '; ' + support.reason}")
+            hint = "move the inputs there" if support else support.reason
+            raise BackendUnavailableError(f"this engine runs on a GPU, and its input is on {device}; {hint}")
         inputs = [tensor.detach() if tensor.requires_grad else tensor for tensor in inputs]
         key = (tuple([tensor.shape for tensor in inputs]), device.index, torch.cuda.current_stream(device).cuda_stream)
         if torch.cuda.is_current_stream_capturing():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -29,7 +28,12 @@ class Executable:
     """
 
     def __init__(
-        self, program: Program, constants: dict[str, torch.Tensor], packed: Packed, device: torch.device, region: buffers.Region | None = None
+        self,
+        program: Program,
+        constants: dict[str, torch.Tensor],
+        packed: Packed,
+        device: torch.device,
+        region: buffers.Region | None = None,
     ) -> None:
         self.program = program
         self.device = device
@@ -133,21 +137,10 @@ class Executable:
         return [torch.empty(shape, dtype=dtype, device=self.device).copy_(place) for place, shape, dtype in self._outputs]
 
 
-def run_eagerly(program: Program, inputs: Sequence[torch.Tensor], constants: dict[str, torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+def run_eagerly(program: Program, inputs: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     """Compute the outputs of a program by torch alone, on any device: the oracle of the kernels."""
-    executable = Executable(program, constants, {}, device)
+    executable = Executable(program, {}, {}, device)
     executable.fill(inputs)
     for step in program.steps:
         eager.compute(step, executable.read)
     return executable.results()
-
-
-def bytes_of(program: Program) -> int:
-    """Return the least device memory that a program moves, in bytes: what each step reads and writes, once."""
-    total = 0
-    for step in program.steps:
-        for ref in dict.fromkeys(step.refs()):
-            distinct = math.prod(size for size, stride in zip(ref.shape, ref.strides) if stride)
-            total += distinct * ref.dtype.itemsize
-    return total
-

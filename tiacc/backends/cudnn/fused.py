@@ -15,7 +15,7 @@ from tiacc.errors import BuildError
 
 Read = Callable[[Ref], torch.Tensor]
 
-MAX_PLANS = 5
+MAX_PLANS = 4
 """The most plans of one graph that are tried: cuDNN lists them best first by its own estimate."""
 
 
@@ -95,7 +95,7 @@ class FusedGraph:
             try:
                 self._graph.build_plan_at_index(plan)
                 self._sizes[plan] = int(self._graph.get_workspace_size_plan_at_index(plan))
-            except Exception as error:  # noqa: BLE001 - cuDNN's own error type, which is not public
+            except Exception as error:  # cuDNN's own error type, which is not public
                 self._sizes[plan] = None
                 raise BuildError(f"cuDNN cannot build plan {plan}: {error}") from error
         size = self._sizes[plan]

@@ -134,6 +134,7 @@ def _stored(name: str, ref: Ref) -> str:
 
 
 def text(parameters: Sequence[str], lines: Sequence[str]) -> str:
+    """Return a function ``kernel`` as text."""
     return f"def kernel({', '.join(parameters)}):\n" + "".join(f"    {line}\n" for line in lines)
 
 
@@ -174,7 +175,9 @@ def pointwise(step: PointwiseStep) -> str:
 _NEUTRAL = {"sum": "0.0", "mean": "0.0", "max": "float('-inf')", "min": "float('inf')"}
 
 
-def _tile(step: ReduceStep | RowStep, refs_xr: Sequence[Ref], refs_x: Sequence[Ref]) -> tuple[list[str], list[str], list[str], list[str], list[str]]:
+def _tile(
+    step: ReduceStep | RowStep, refs_xr: Sequence[Ref], refs_x: Sequence[Ref]
+) -> tuple[list[str], list[str], list[str], list[str], list[str]]:
     """Return the statements and offsets of a tile: rows ``x`` over the dimensions that stay, columns ``r`` over those that go."""
     main = step.inputs[0] if step.inputs else step.out
     order = _order(main)
@@ -204,7 +207,9 @@ def reduction(step: ReduceStep) -> str:
     join = {"max": "tl.maximum(acc, {0})", "min": "tl.minimum(acc, {0})"}.get(step.kind, "acc + {0}")
     finish = {"max": "tl.max(acc, 1)[:, None]", "min": "tl.min(acc, 1)[:, None]"}.get(step.kind, "tl.sum(acc, 1)[:, None]")
     scale = f" * {1.0 / count!r}" if step.kind == "mean" else ""
-    after_loads = [f"b{place} = {load(name, out_x[place + 1], 'xmask', ref)}" for place, (name, ref) in enumerate(zip(others, step.operands))]
+    after_loads = [
+        f"b{place} = {load(name, out_x[place + 1], 'xmask', ref)}" for place, (name, ref) in enumerate(zip(others, step.operands))
+    ]
     body, result = triton_lines(step.body, ["total", *(f"b{place}" for place in range(len(others)))])
     number = "tl.program_id(0).to(tl.int64)" if is_wide((*step.inputs, step.out)) else "tl.program_id(0)"
     begin = f" + {step.out.offset}" if step.out.offset else ""
@@ -289,7 +294,9 @@ def _normalised(kind: str, value: str, count: int, eps: float) -> list[str]:
 # -- windows ----------------------------------------------------------------------------------------------------------------------------
 
 
-def window(out: Ref, x: Ref, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> list[str]:
+def window(
+    out: Ref, x: Ref, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> list[str]:
     """Return the statements that begin a kernel over ``(N, H', W', C)`` and find the pixel of each tap ``kh``, ``kw``."""
     _, channels, height, width = out.shape
     number = "tl.program_id(0).to(tl.int64)" if is_wide((out, x)) else "tl.program_id(0)"
@@ -314,6 +321,7 @@ def window(out: Ref, x: Ref, kernel: tuple[int, int], stride: tuple[int, int], p
 
 
 def finish_window(out: Ref, operands: Sequence[Ref], body: Body, first: str) -> list[str]:
+    """Return the statements that end such a kernel: the work behind the window, and the store."""
     strides = [ref.strides for ref in operands]
     loads = []
     for place, (ref, (sn, sc, sh, sw)) in enumerate(zip(operands, strides)):

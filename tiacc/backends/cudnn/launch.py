@@ -7,7 +7,6 @@ A tactic has a name, by which caches and engines keep it: ``"torch"``; ``"cudnn:
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 
 from tiacc.backends.cudnn import eager, kernels, products
-from tiacc.backends.cudnn.body import Body
 from tiacc.backends.cudnn.fused import FusedGraph, can_fuse
+from tiacc.backends.cudnn.layouts import is_rows, row_of
 from tiacc.backends.cudnn.program import ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
 from tiacc.errors import BuildError
 
@@ -95,7 +94,7 @@ class Bench:
         if self.device.type == "cuda" and can_fuse(step):
             try:
                 graph = FusedGraph(step, self.weight(step), self.read, self.device)
-            except Exception:  # cuDNN's own error type, which is not public: this graph has no engine; other tactics are left
+            except Exception:  # noqa: BLE001 - cuDNN's own error type, which is not public; other tactics are left
                 graph = None
         self._graphs[id(step)] = (step, graph)
         return graph
@@ -135,10 +134,10 @@ class Bench:
         shaped = weight.permute(0, 3, 1, 2) if weight is not None else self.read(step.weight)
         rest = PointwiseStep(step.out, (step.out, *step.operands), step.body)
         finish = self.bind(rest, _element_tactic(step.out.numel))
-        if step.is_point and products.is_rows(step.x) and products.is_rows(step.out):
+        if step.is_point and is_rows(step.x) and is_rows(step.out):
             rows = (step.out.shape[0] * step.out.shape[2] * step.out.shape[3], step.out.shape[1])
-            matrix = x.as_strided((rows[0], x.shape[1]), (products.row_of(step.x), 1), x.storage_offset())
-            place = out.as_strided(rows, (products.row_of(step.out), 1), out.storage_offset())
+            matrix = x.as_strided((rows[0], x.shape[1]), (row_of(step.x), 1), x.storage_offset())
+            place = out.as_strided(rows, (row_of(step.out), 1), out.storage_offset())
             flat = shaped.reshape(shaped.shape[0], shaped.shape[1]).t()
 
             def multiply() -> None:
@@ -237,7 +236,9 @@ class TritonCall:
 
     def variant(self) -> tuple[Any, ...]:
         """Return what tells one compilation from another."""
-        kinds = tuple((arg.dtype, arg.data_ptr() % 16) if isinstance(arg, torch.Tensor) else (arg == 1, arg % 16 == 0) for arg in self._arguments)
+        kinds = tuple(
+            (arg.dtype, arg.data_ptr() % 16) if isinstance(arg, torch.Tensor) else (arg == 1, arg % 16 == 0) for arg in self._arguments
+        )
         return (self._text, kinds, tuple(self._options.items()))
 
     def compile(self) -> None:
@@ -278,8 +279,3 @@ def _reduce_tactics(step: ReduceStep) -> list[str]:
             for rows, deep, warps in ((16, 128, 4), (32, 64, 4), (8, 512, 8), (64, 32, 4), (8, 128, 4), (16, 512, 8))
         )
     )
-
-
-def without_body(step: ConvStep) -> ConvStep:
-    """Return a convolution without the work behind it."""
-    return dataclasses.replace(step, body=Body(1), operands=())

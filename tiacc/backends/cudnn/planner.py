@@ -16,16 +16,14 @@ import torch
 from torch import fx
 
 from tiacc.backends.cudnn import pointwise
-from tiacc.backends.cudnn.body import COPY
+from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides, dense_strides, strides_like
 from tiacc.backends.cudnn.lazy import Anchor, Expression, Lazy, Node, anchor_of, flatten, refs_of, size_of
 from tiacc.backends.cudnn.program import CONSTANT, INPUT, Buffer, PointwiseStep, Program, Ref, Step, TorchStep
+from tiacc.backends.cudnn.views import CASTS, RESHAPES, VIEWS
 from tiacc.errors import BuildError
 from tiacc.graph import arguments, specs
 
 aten = torch.ops.aten
-
-FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32})
-"""The types that kernels compute with, in float32."""
 
 RECOMPUTED = 3
 """An expression of at most so many operations is computed again for each element that it is broadcast to, rather than stored."""
@@ -163,9 +161,9 @@ class Planner:
         tensors = [arg for arg in named.values() if isinstance(arg, fx.Node) and specs.is_tensor(arg)]
         if fake.dtype not in FLOATS | {torch.bool} or any(specs.tensor_of(arg).dtype not in FLOATS | {torch.bool} for arg in tensors):
             return None
-        if fake.dtype in FLOATS and any(specs.tensor_of(arg).dtype == torch.bool for arg in tensors) and "where" not in str(node.target):
-            if node.target is not aten.masked_fill.Scalar:
-                return None
+        chooses = node.target in (aten.where.self, aten.where.ScalarOther, aten.masked_fill.Scalar)
+        if fake.dtype in FLOATS and not chooses and any(specs.tensor_of(arg).dtype == torch.bool for arg in tensors):
+            return None
         shape = tuple(map(int, fake.shape))
         self.keep_one_anchor(tensors, shape)
         values: dict[str, Any] = {}
@@ -264,10 +262,6 @@ class Planner:
         if any(out.numel for out in outs):
             self.program.steps.append(step)
 
-    def contiguous(self, node: fx.Node) -> Ref:
-        """Return where the value of a node is, in row-major order."""
-        return self.laid_out(node, contiguous_strides)
-
     def channels_last(self, node: fx.Node) -> Ref:
         """Return where an image is, with channels next to each other."""
         return self.laid_out(node, channels_last_strides)
@@ -340,7 +334,7 @@ class Planner:
         fakes = list(fake) if isinstance(fake, (list, tuple)) else [fake]
         results = self._meta_results(node, args, kwargs, fakes)
         outs = tuple(
-            self.new(item.shape, item.dtype, _dense_strides(item), f"{node.name}_{index}" if index else node.name)
+            self.new(item.shape, item.dtype, dense_strides(item), f"{node.name}_{index}" if index else node.name)
             for index, item in enumerate(results)
         )
         assert isinstance(node.target, torch._ops.OpOverload)
@@ -379,45 +373,6 @@ def plan(gm: fx.GraphModule, tf32: tuple[bool, bool] = (True, False)) -> Program
     return Planner(gm, tf32).run()
 
 
-def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a dense tensor in row-major order."""
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
-def channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a dense ``(N, C, H, W)`` tensor whose channels are next to each other."""
-    _, channels, height, width = shape
-    return (height * width * channels, 1, width * channels, channels)
-
-
-def _dense_strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Return the strides of a tensor, or of a dense one of the same order of dimensions."""
-    return _permuted_strides(tuple(tensor.shape), tuple(tensor.stride()))
-
-
-def _permuted_strides(shape: tuple[int, ...], like: tuple[int, ...]) -> tuple[int, ...]:
-    order = sorted(range(len(shape)), key=lambda dim: (-like[dim], dim))
-    strides = [0] * len(shape)
-    step = 1
-    for dim in reversed(order):
-        strides[dim] = step
-        step *= max(shape[dim], 1)
-    return tuple(strides)
-
-
-def strides_like(operands: Sequence[Ref], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return dense strides in the order of the first operand that is not broadcast; row-major where there is none."""
-    for ref in operands:
-        if ref.buffer.kind != CONSTANT and all(size == 1 or stride for size, stride in zip(shape, ref.strides)):
-            return _permuted_strides(shape, tuple(0 if size == 1 else stride for size, stride in zip(shape, ref.strides)))
-    return contiguous_strides(shape)
-
-
 def _only_cast(node: fx.Node) -> torch.dtype | None:
     """Return the type that all readers of an input convert it to."""
     if not node.users or not all(user.target in CASTS for user in node.users):
@@ -427,55 +382,14 @@ def _only_cast(node: fx.Node) -> torch.dtype | None:
     return dtype
 
 
-VIEWS = frozenset(
-    {
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.reshape.default,
-        aten.flatten.using_ints,
-        aten.view_as.default,
-        aten.reshape_as.default,
-        aten.permute.default,
-        aten.transpose.int,
-        aten.t.default,
-        aten.numpy_T.default,
-        aten.mT.default,
-        aten.adjoint.default,
-        aten.movedim.int,
-        aten.movedim.intlist,
-        aten.swapaxes.default,
-        aten.swapdims.default,
-        aten.unsqueeze.default,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.expand.default,
-        aten.broadcast_to.default,
-        aten.select.int,
-        aten.slice.Tensor,
-        aten.narrow.default,
-        aten.split.Tensor,
-        aten.split_with_sizes.default,
-        aten.chunk.default,
-        aten.tensor_split.sections,
-        aten.unbind.int,
-        aten.unfold.default,
-        aten.unflatten.int,
-        aten.diagonal.default,
-        aten.alias.default,
-        aten.detach.default,
-    }
-)
-"""The operators that give other views of their first argument."""
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of the tensor that a node computes."""
+    return tuple(map(int, specs.tensor_of(node).shape))
 
-RESHAPES = frozenset(
-    {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints, aten.view_as.default, aten.reshape_as.default}
-)
-"""Those of them that may have to copy."""
 
-CASTS = frozenset(
-    {aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default, aten.clone.default, aten.contiguous.default}
-)
-"""The operators that change the type of their first argument, or its layout, and nothing else."""
-
-__all__ = ["COPY", "Planner", "channels_last_strides", "contiguous_strides", "plan"]
+def pair(value: Any, default: int = 0) -> tuple[int, int]:
+    """Return an argument of one number or two as two; no number at all is the default."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        values = [default]
+    return (int(values[0]), int(values[-1]))

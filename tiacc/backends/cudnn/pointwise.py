@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 import torch
 
-from tiacc.backends.cudnn.body import CONDITIONS
 from tiacc.backends.cudnn.lazy import Expression, Node
 
 Rule: TypeAlias = Callable[[dict[str, Any]], "Expression | None"]
@@ -160,8 +159,3 @@ def _rules() -> dict[Any, Rule]:
 
 RULES = _rules()
 """The rule of each element-wise operator."""
-
-BOOLEAN_OPERATORS = frozenset(
-    overload for overload in RULES if overload._schema.name.removeprefix("aten::").removeprefix("logical_").removeprefix("bitwise_") in CONDITIONS
-)
-"""The element-wise operators that give booleans."""

@@ -11,8 +11,8 @@ import torch
 
 from tiacc.backends.cudnn.body import has_cudnn_form, triton_lines
 from tiacc.backends.cudnn.kernels import finish_window, load, text, window
+from tiacc.backends.cudnn.layouts import is_rows, operand_kind, row_of
 from tiacc.backends.cudnn.program import ConvStep, Ref
-from tiacc.backends.cudnn.rules import operand_kind
 
 
 def depthwise(step: ConvStep) -> str:
@@ -27,7 +27,8 @@ def depthwise(step: ConvStep) -> str:
     ]
     operands = [f"op{place}" for place in range(len(step.operands))]
     lines = [*head[:split], "acc = tl.zeros((BLOCK,), tl.float32)", *head[split:], *(f"        {line}" for line in tap)]
-    return text(("out", "x", "weight", *operands, "BLOCK: tl.constexpr"), [*lines, *finish_window(step.out, step.operands, step.body, "acc")])
+    finish = finish_window(step.out, step.operands, step.body, "acc")
+    return text(("out", "x", "weight", *operands, "BLOCK: tl.constexpr"), [*lines, *finish])
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def product(step: ConvStep, tile: Tile) -> tuple[str, list[int]]:
     finish += [*body, f"tl.store(out{begin} + place[:, None].to(tl.int64) * OROW + channel, {result}.to(out.dtype.element_ty), mask=mask)"]
     lines += finish if tile.split == 1 else _joined(tile, finish)
     scratch = ["partial", "counters"] if tile.split > 1 else []
-    return text(["out", "x", "weight", *names, *scratch, *parameters, *(f"{size}: tl.constexpr" for size in ("BM", "BN", "BK"))], lines), numbers
+    sizes = [f"{size}: tl.constexpr" for size in ("BM", "BN", "BK")]
+    return text(["out", "x", "weight", *names, *scratch, *parameters, *sizes], lines), numbers
 
 
 @dataclass(frozen=True)
@@ -297,8 +299,8 @@ def has_product(step: ConvStep) -> bool:
 def parity_weight(weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> torch.Tensor:
     """Return the weight ``(C, K, R, S)`` of a transposed convolution as ``(stride², K, R/stride, S/stride, C)``.
 
-    Output pixel ``stride·i + a`` meets input pixel ``i + (a + padding) // stride - t`` by tap ``(a + padding) % stride + stride·t``; the taps
-    are turned round, so that they read forwards.
+    Output pixel ``stride·i + a`` meets input pixel ``i + (a + padding) // stride - t`` by tap ``(a + padding) % stride + stride·t``; the
+    taps are turned round, so that they read forwards.
     """
     parts = []
     for down in range(stride[0]):
@@ -318,20 +320,6 @@ def grid_of(step: ConvStep, tile: Tile) -> tuple[int, int, int]:
     """Return how many programs run in each dimension of the grid."""
     shape = _Shape.of(step)
     return (-(-shape.pixels // tile.high) * -(-shape.wide // tile.wide), shape.kinds, tile.split)
-
-
-def is_rows(ref: Ref) -> bool:
-    """Return whether the pixels of an image are equally far apart, from the first of the first image to the last of the last."""
-    images, _, height, width = ref.shape
-    n, _, h, w = ref.strides
-    pixel = row_of(ref)
-    return (width == 1 or w == pixel) and (height == 1 or h == pixel * width) and (images == 1 or n == pixel * width * height)
-
-
-def row_of(ref: Ref) -> int:
-    """Return how far apart neighbouring pixels are, in elements."""
-    images, channels, height, width = ref.shape
-    return ref.strides[3] if width > 1 else ref.strides[2] if height > 1 else ref.strides[0] if images > 1 else channels
 
 
 def tiles(step: ConvStep) -> list[Tile]:
@@ -366,9 +354,11 @@ def tiles(step: ConvStep) -> list[Tile]:
         tile = Tile(*sizes, early=has_full and steps <= 8 and count >= MULTIPROCESSORS)
         if count * 2 >= MULTIPROCESSORS or steps < 4 or (high, wide) == (32, 32):
             found.append(tile)
-        for split in (2, 4, 8, 16):
-            if MULTIPROCESSORS // 2 <= count * split <= 2 * MULTIPROCESSORS and steps >= 2 * split:
-                found.append(dataclasses.replace(tile, split=split))
+        found += [
+            dataclasses.replace(tile, split=split)
+            for split in (2, 4, 8, 16)
+            if MULTIPROCESSORS // 2 <= count * split <= 2 * MULTIPROCESSORS and steps >= 2 * split
+        ]
     return found or [Tile(*_TILES[0])]
 
 

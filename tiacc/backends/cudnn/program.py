@@ -107,6 +107,7 @@ class PointwiseStep:
     body: Body
 
     def refs(self) -> tuple[Ref, ...]:
+        """Return what it writes, then what it reads."""
         return (self.out, *self.operands)
 
 
@@ -141,6 +142,7 @@ class ConvStep:
     tf32: bool
 
     def refs(self) -> tuple[Ref, ...]:
+        """Return what it writes, then what it reads."""
         return (self.out, self.x, self.weight, *self.operands)
 
     @property
@@ -186,6 +188,7 @@ class PoolStep:
     operands: tuple[Ref, ...]
 
     def refs(self) -> tuple[Ref, ...]:
+        """Return what it writes, then what it reads."""
         return (self.out, self.x, *self.operands)
 
 
@@ -211,6 +214,7 @@ class ReduceStep:
     operands: tuple[Ref, ...]
 
     def refs(self) -> tuple[Ref, ...]:
+        """Return what it writes, then what it reads."""
         return (self.out, *self.inputs, *self.operands)
 
 
@@ -234,6 +238,7 @@ class RowStep:
     operands: tuple[Ref, ...]
 
     def refs(self) -> tuple[Ref, ...]:
+        """Return what it writes, then what it reads."""
         return (self.out, *self.inputs, *self.operands)
 
 
@@ -254,6 +259,7 @@ class TorchStep:
     kwargs: dict[str, Any]
 
     def refs(self) -> tuple[Ref, ...]:
+        """Return what it writes, then what it reads."""
         return (*self.outs, *_refs_in((self.args, tuple(self.kwargs.values()))))
 
 

@@ -8,22 +8,37 @@ import torch
 from torch import fx
 
 from tiacc.backends.base import SUPPORTED, Support
-from tiacc.backends.cudnn import planner, pointwise
+from tiacc.backends.cudnn import pointwise
 from tiacc.backends.cudnn.rules import RULES
+from tiacc.backends.cudnn.views import CASTS, VIEWS
 from tiacc.graph import torch_compat
 from tiacc.passes.precision_policy import TABLE
 
 DTYPES = frozenset(
-    {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    {
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    }
 )
 """The types of tensors that a program may hold."""
 
 WAITING = frozenset({"_transformer_encoder_layer_fwd", "_native_multi_head_attention", "ctc_loss", "masked_scatter"})
 """Operators that wait for the GPU, or may: a CUDA graph cannot hold them."""
 
-MORE = frozenset(
-    ["arange", "full", "full_like", "zeros", "zeros_like", "ones", "ones_like", "new_full", "new_ones", "new_zeros", "empty_like", "scalar_tensor", "eye", "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "any", "all", "eq", "ne", "lt", "le", "gt", "ge", "embedding", "index", "index_select", "gather", "take_along_dim", "where", "one_hot", "tril", "triu", "index_put", "scatter"]
-)
+_MORE = """
+    arange full full_like zeros zeros_like ones ones_like new_full new_ones new_zeros empty_like scalar_tensor eye
+    logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor any all eq ne lt le gt ge
+    embedding index index_select gather take_along_dim where one_hot tril triu index_put scatter
+"""
+MORE = frozenset(_MORE.split())
 """Operators beyond those of the table of precisions that a program may call."""
 
 
@@ -49,7 +64,7 @@ def judge(node: fx.Node) -> Support:
 
 @functools.cache
 def _known(target: torch._ops.OpOverload) -> Support:
-    if target in RULES or target in pointwise.RULES or target in planner.VIEWS or target in planner.CASTS:
+    if target in RULES or target in pointwise.RULES or target in VIEWS or target in CASTS:
         return SUPPORTED
     namespace, name = target._schema.name.split("::")
     if namespace != "aten":

@@ -65,7 +65,7 @@ class TacticCache:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=self._path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
             json.dump(stored, file, indent=1, sort_keys=True)
-        os.replace(file.name, self._path)
+        Path(file.name).replace(self._path)
         self._new = {}
 
     def _stored(self) -> dict[str, dict[str, Any]]:
@@ -79,7 +79,7 @@ class TacticCache:
         return stored if isinstance(stored, dict) else {}
 
 
-def choose(program: Program, bench: Bench, cache: TacticCache, seconds: float, told: Callable[[float], None] = lambda part: None) -> dict[str, str]:
+def choose(program: Program, bench: Bench, cache: TacticCache, seconds: float) -> dict[str, str]:
     """Return the best tactic of each step of a program, by `key_of`.
 
     The steps are run in order, each with its best tactic, so that each is timed on the numbers that it will get.
@@ -89,19 +89,17 @@ def choose(program: Program, bench: Bench, cache: TacticCache, seconds: float, t
         bench: Where they are bound.
         cache: What is known already; what is found is added.
         seconds: The time it may take; steps that come later get their first tactic that works.
-        told: Called with the part of the work that is done, 0 to 1.
     """
     end = time.perf_counter() + seconds
     chosen: dict[str, str] = {}
     _compile_ahead(program, bench, cache, seconds)
     _log.debug("compiled, %.1f s left", end - time.perf_counter())
-    for place, step in enumerate(program.steps):
+    for step in program.steps:
         key = key_of(step)
         if key not in chosen:
             known = cache.find(step)
             chosen[key] = known if known is not None and _works(bench, step, known) else _measured(step, bench, cache, end)
         bench.bind(step, chosen[key])()
-        told((place + 1) / len(program.steps))
     torch.cuda.synchronize(bench.device)
     _log.debug("tuned, %.1f s left", end - time.perf_counter())
     cache.save()
@@ -111,7 +109,7 @@ def choose(program: Program, bench: Bench, cache: TacticCache, seconds: float, t
 def _works(bench: Bench, step: Step, tactic: str) -> bool:
     try:
         bench.bind(step, tactic)()
-    except Exception:  # whatever cuDNN, Triton or torch raise: the tactic is timed anew
+    except Exception:  # noqa: BLE001 - whatever cuDNN, Triton or torch raise: the tactic is timed anew
         return False
     return True
 
@@ -160,7 +158,7 @@ def _measured(step: Step, bench: Bench, cache: TacticCache, end: float) -> str:
                     return tactic
                 break
             timed.append((microseconds(call, bench.device), tactic))
-        except Exception as error:  # whatever cuDNN, Triton or torch raise: this tactic is out, others are left
+        except Exception as error:  # noqa: BLE001 - whatever cuDNN, Triton or torch raise: this tactic is out, others are left
             failure = error
     if not timed:
         raise BuildError(f"no way to run {signature(step)[:200]} works here; the last failed with: {failure}")

@@ -1,0 +1,127 @@
+"""Every kind of kernel, evaluated by Triton's interpreter, against torch; where there is a GPU, the kernels themselves."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("triton")
+
+from tests.backends.cudnn.models import subgraph
+from tests.backends.cudnn.programs import CPU, block, error, planned, run
+from tests.helpers import random_inputs
+from tiacc.backends.cudnn import eager, products
+from tiacc.backends.cudnn.body import OPERATIONS, Body, Instruction, evaluate, triton_lines
+from tiacc.backends.cudnn.launch import Bench
+from tiacc.backends.cudnn.products import Tile
+from tiacc.backends.cudnn.program import ConvStep, PointwiseStep, Ref, TorchStep, title
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="these run in Triton's interpreter, on the CPU")
+
+SMALL_TILES = (Tile(16, 16, 32, 4, 2), Tile(32, 16, 16, 4, 2, early=True), Tile(16, 32, 32, 4, 2, split=3))
+
+
+class Everything(nn.Module):
+    """Convolutions of all kinds, windows, reductions, rows and element-wise work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 16, 7, 2, 3), nn.Conv2d(16, 16, 3, 1, 1, groups=16)
+        self.grouped, self.point = nn.Conv2d(16, 32, 3, 2, 1, groups=2), nn.Conv2d(32, 32, 1)
+        self.squeeze, self.excite = nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1)
+        self.up, self.dilated = nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.Conv2d(16, 24, 3, 1, 2, dilation=2)
+        self.norm, self.head = nn.LayerNorm(24), nn.Linear(24, 10)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = torch.relu(self.first(x))
+        x = nn.functional.hardswish(self.depthwise(x))
+        x = nn.functional.gelu(self.grouped(x))
+        x = x * torch.sigmoid(self.excite(nn.functional.silu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        x = torch.relu(self.point(x) + x)
+        joined = torch.cat([nn.functional.max_pool2d(x, 3, 2, 1), nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False)], 1)
+        x = self.dilated(nn.functional.leaky_relu(self.up(joined[:, 16:48]), 0.1))
+        rows = self.norm(x.flatten(2).transpose(1, 2))
+        return torch.softmax(self.head(rows), -1), x.amax((2, 3)), nn.functional.avg_pool2d(x, 2, ceil_mode=True)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_every_tactic_of_every_step(level: int) -> None:
+    torch.manual_seed(level)
+    x = torch.randn(2, 3, 13, 11)
+    model = Everything().eval()
+    program = planned(subgraph(model, [x], level))
+    tolerance = (2e-6, 1e-3)[level]
+    seen = []
+
+    def compute(step, read) -> None:
+        eager.compute(step, read)
+        if isinstance(step, TorchStep):
+            return
+        out = read(step.out)
+        wanted = out.clone()
+        bench = Bench(read, {}, CPU)
+        tactics = [tactic for tactic in bench.tactics(step) if tactic.startswith("triton")][:2]
+        if isinstance(step, ConvStep) and not step.is_depthwise and step.x.shape[1] > products.NARROW:
+            tactics = [f"triton:{tile}" for tile in SMALL_TILES]
+        assert tactics
+        for tactic in tactics:
+            out.fill_(float("nan"))
+            bench.bind(step, tactic)()
+            assert error(out.clone(), wanted) < tolerance, (title(step), tactic)
+            seen.append(title(step))
+        out.copy_(wanted)
+
+    outputs = run(program, [x], compute)
+    with torch.no_grad():
+        for got, wanted in zip(outputs, model(x), strict=True):
+            assert error(got, wanted) < (2e-6, 3e-3)[level]
+    assert {"conv7x7+add+relu", "depthwise3x3+add+hardswish", "deconv4x4+add+leaky_relu", "conv3x3+add+gelu", "mean", "max"} <= set(seen)
+
+
+def test_counters_of_split_sums_are_cleared() -> None:
+    gm = block()
+
+    def compute(step, read) -> None:
+        bench = Bench(read, {}, CPU)
+        call = bench.bind(step, f"triton:{SMALL_TILES[2]}")
+        for _ in range(2):
+            call()
+        assert not bench._counters.any()
+
+    inputs = random_inputs(gm)
+    assert error(run(planned(gm), inputs, compute)[0], gm(*inputs)[0]) < 1e-6
+
+
+@pytest.mark.parametrize("op", sorted(OPERATIONS))
+def test_operations_as_kernels_and_as_torch(op: str) -> None:
+    """The text of each operation against its function, with zeros, large numbers and NaN among the operands."""
+    count = 1 + max(int(part[0]) for part in OPERATIONS[op].triton.split("{")[1:])
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(64, generator=generator) * 3 for _ in range(count)]
+    values[0][:4] = torch.tensor([0.0, 9.0, -9.0, float("nan")])
+    conditions = {"and": (0, 1), "or": (0, 1), "not": (0,), "number": (0,), "where": (0,)}.get(op, ())
+    operands = [value > 0 if place in conditions else value for place, value in enumerate(values)]
+    if op in ("log", "sqrt", "rsqrt"):
+        operands[0] = operands[0].abs()
+    body = Body(count, (Instruction(op, tuple(range(count))),))
+    if op in ("leaky_relu", "elu"):
+        body = Body(1, (Instruction(op, (0, 0.3)),))
+        operands = operands[:1]
+    wanted = evaluate(body, operands)
+    refs = {}
+
+    def ref(tensor: torch.Tensor) -> Ref:
+        from tiacc.backends.cudnn.program import Buffer
+
+        made = Ref(Buffer(f"b{len(refs)}", tensor.numel(), tensor.dtype), tuple(tensor.shape), tuple(tensor.stride()))
+        refs[made.buffer] = tensor
+        return made
+
+    out = torch.zeros_like(wanted)
+    step = PointwiseStep(ref(out), tuple(ref(operand) for operand in operands), body)
+    Bench(lambda item: item.tensor(refs[item.buffer]), {}, CPU).bind(step, "triton:64,1")()
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert triton_lines(body, [f"a{place}" for place in range(len(operands))])[0]

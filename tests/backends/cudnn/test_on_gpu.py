@@ -1,0 +1,108 @@
+"""What needs a GPU: tactics, graphs, streams, threads and memory."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from tests.backends.cudnn.models import subgraph
+from tests.backends.cudnn.programs import error
+from tests.backends.cudnn.test_kernels import Everything
+from tiacc.backends.base import BuildSpec, Profile
+from tiacc.backends.cudnn import CudnnBackend
+from tiacc.graph import specs
+from tiacc.graph.types import TensorSpec
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not CudnnBackend().available(), reason="needs a GPU and cuDNN's frontend")]
+SHAPE = (2, 3, 61, 45)
+
+
+@pytest.fixture(scope="module")
+def built():
+    torch.manual_seed(0)
+    model, x = Everything().eval(), torch.randn(SHAPE)
+    gm = subgraph(model, [x], 1)
+    (output,) = (node for node in gm.graph.nodes if node.op == "output")
+    outputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in output.args[0])
+    spec = BuildSpec((TensorSpec(SHAPE, torch.float32),), outputs, torch.device("cuda"), (Profile((SHAPE,), (SHAPE,), (SHAPE,)),))
+    return CudnnBackend().build(gm, spec), model.cuda()
+
+
+def agree(engine, model, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        for got, wanted in zip(engine.run([x]), model(x), strict=True):
+            assert error(got, wanted) < 5e-3
+
+
+def test_fresh_data_at_each_replay(built) -> None:
+    engine, model = built
+    for seed in range(5):
+        agree(engine, model, torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).cuda())
+
+
+def test_a_loaded_engine_tunes_nothing(built) -> None:
+    engine, model = built
+    loaded = CudnnBackend().load(engine.serialize())
+    assert loaded.tactics == engine.tactics
+    agree(loaded, model, torch.randn(SHAPE).cuda())
+
+
+def test_two_threads_on_two_streams(built) -> None:
+    engine, model = built
+    failures: list[Exception] = []
+
+    def work(seed: int) -> None:
+        try:
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for index in range(20):
+                    agree(engine, model, torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed + index)).cuda())
+        except Exception as caught:  # noqa: BLE001 - handed to the test
+            failures.append(caught)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_inside_a_graph_that_the_caller_records(built) -> None:
+    engine, model = built
+    x = torch.randn(SHAPE).cuda()
+    engine.run([x])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = engine.run([x])
+    x.copy_(torch.randn(SHAPE))
+    graph.replay()
+    with torch.no_grad():
+        for got, wanted in zip(outputs, model(x), strict=True):
+            assert error(got, wanted) < 5e-3
+
+
+def test_inputs_of_any_strides(built) -> None:
+    engine, model = built
+    x = torch.randn(SHAPE).cuda()
+    agree(engine, model, x.contiguous(memory_format=torch.channels_last))
+    agree(engine, model, torch.randn(SHAPE[::-1]).cuda().permute(3, 2, 1, 0))
+    agree(engine, model, torch.randn(1, *SHAPE[1:]).cuda().expand(SHAPE))
+
+
+def test_memory_is_given_back(built) -> None:
+    engine, _ = built
+    payload = engine.serialize()
+    x = torch.randn(SHAPE).cuda()
+    free = []
+    for _ in range(6):
+        loaded = CudnnBackend().load(payload)
+        for _ in range(3):
+            loaded.run([x])
+        del loaded
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free.append(torch.cuda.mem_get_info()[0])
+    assert free[2] - free[-1] < 8 << 20
