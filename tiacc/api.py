@@ -66,10 +66,10 @@ def optimize(
     """
     begin = time.perf_counter()
     settings = Options.from_fields(options, **fields)
-    level = _check_level(optimization_level)
-    device = _check_device(device_type, settings)
+    level = check_level(optimization_level)
+    device = check_device(device_type, settings)
     path = models.check_save_path(save_path)
-    candidates, notes = _choose_backends(settings, device)
+    candidates, notes = choose_backends(settings, device)
     with progress(PHASES, settings.verbose) as bar, measure.threads(settings.num_threads):
         bar.start("read")
         inputs = samples.resolve_inputs(input_shapes, test_data, settings.seed)
@@ -112,7 +112,7 @@ def explain(
         ImportGraphError: The input model cannot be read.
     """
     settings = Options.from_fields(options, **fields)
-    level = _check_level(optimization_level)
+    level = check_level(optimization_level)
     device = torch.device(_device_name(device_type))
     names = settings.backends or AUTO_BACKENDS[device.type]
     candidates = tuple(backends.get(name)() for name in names if settings.backends or name in backends.names())
@@ -121,13 +121,24 @@ def explain(
     return Explanation.of(model, plan_of(model, inputs, level, device, settings, candidates))
 
 
-def _check_level(level: Any) -> int:
+def check_level(level: Any) -> int:
+    """Return an optimization level.
+
+    Raises:
+        InvalidArgumentError: There is no such level.
+    """
     if isinstance(level, bool) or level not in (0, 1):
         raise InvalidArgumentError(f"optimization_level is {level!r}; give 0 (lossless) or 1 (half precision)")
     return int(level)
 
 
-def _check_device(device_type: Any, settings: Options) -> torch.device:
+def check_device(device_type: Any, settings: Options) -> torch.device:
+    """Return the device that an argument means.
+
+    Raises:
+        InvalidArgumentError: It means none, or not one that the options fit.
+        BackendUnavailableError: There is no GPU here.
+    """
     name = _device_name(device_type)
     if name == "cpu" and settings.target:
         raise InvalidArgumentError(f"target {', '.join(settings.target)} names GPUs, and device_type asks for the CPU; give device_type=0")
@@ -146,7 +157,7 @@ def _device_name(device_type: Any) -> str:
     return name
 
 
-def _choose_backends(settings: Options, device: torch.device) -> tuple[tuple[Backend, ...], list[str]]:
+def choose_backends(settings: Options, device: torch.device) -> tuple[tuple[Backend, ...], list[str]]:
     """Return the backends to use, and what the user should know of those that cannot be."""
     if settings.target:
         return _choose_builders(settings), []

@@ -99,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("file", type=Path, metavar="FILE")
     report.add_argument("--html", type=Path, metavar="FILE", help="where to save it as a page to look at")
 
+    bisect = _command(commands, _bisect, "bisect", "find the rewrite or the operators that make an optimized model wrong")
+    _add_model(bisect)
+    bisect.add_argument("--data", type=Path, metavar="FILE", help="test data: a list of tuples of tensors, by torch.save")
+    bisect.add_argument("--output", metavar="DIR", help="where to write a reproduction that runs by itself")
+
     inspect_ = _command(commands, _inspect, "inspect", "say what is in a saved model: engines, shapes, sizes")
     inspect_.add_argument("model", metavar="FILE")
     _add_json(inspect_)
@@ -138,6 +143,21 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     debugging.add_argument("--verify-each", action="store_true", help="check the graph's form and numbers after each pass that changed it")
     debugging.add_argument("--stop-after", metavar="NAME", help="run no pass behind this one")
     debugging.add_argument("--fuel", type=int, metavar="N", help="let the passes make N rewrites, to bisect which one breaks a model")
+
+
+def _bisect(arguments: argparse.Namespace) -> str:
+    from tiacc import debug
+
+    found = debug.bisect(
+        arguments.model,
+        _shapes(arguments.shapes),
+        optimization_level=arguments.level,
+        device_type=_device(arguments.device),
+        test_data=None if arguments.data is None else _load_data(arguments.data),
+        directory=arguments.output,
+        **_option_fields(arguments),
+    )
+    return str(found)
 
 
 def _optimize(arguments: argparse.Namespace) -> str:

@@ -92,23 +92,29 @@ def _without_wrong_engines(job: Job, trial: Trial, file: models.TemporaryModel) 
 
 def _wrong_engines(compiled: Compiled, data: Sequence[Any], tolerance: float) -> dict[tuple[int, int], str]:
     """Return the segments whose engines are off, and by how much, by the index of the region and that of the segment."""
+    found = zip(compiled.segments, checked_engines(compiled, data))
+    return {(row.region, row.index): check.complaint(tolerance) for row, check in found if check.complaint(tolerance)}
+
+
+def checked_engines(compiled: Compiled, data: Sequence[Any]) -> list[CheckedEngine]:
+    """Run a model with each engine compared with its graph."""
     checks = []
     for engine in compiled.engines:
         loaded = ops.load(engine.blob, engine.key)
-        checks.append(_Checked(loaded.engine, engine))
+        checks.append(CheckedEngine(loaded.engine, engine))
         ops.attach(engine.blob, checks[-1], loaded.header.device)
     with contextlib.suppress(Exception):  # what stayed in Torch may fail too; what was seen until then is what is known
         for item in data:
             models.call(compiled.module, item)
-    return {
-        (row.region, row.index): check.complaint(tolerance)
-        for check, row in zip(checks, compiled.segments)
-        if check.complaint(tolerance)
-    }
+    return checks
 
 
-class _Checked:
-    """An engine that is compared with its graph at each call, and gives what the graph gives."""
+class CheckedEngine:
+    """An engine that is compared with its graph at each call, and gives what the graph gives.
+
+    Attributes:
+        seen: What it was given when it was most wrong, or first.
+    """
 
     def __init__(self, engine: Engine, made: stitch.StitchedEngine) -> None:
         self.inputs = engine.inputs
@@ -118,17 +124,21 @@ class _Checked:
         self._exact = self._graph if is_half(self._graph) else None
         self._error = 0.0
         self._failure = ""
+        self.seen: list[torch.Tensor] = []
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return what the graph gives."""
         with torch.no_grad():
             wanted = own(list(self._graph(*inputs)), inputs)
+        before = self._error, self._failure
         try:
             self._judge(inputs, wanted, self._engine.run(inputs))
         except AccuracyError as error:
             self._failure = str(error)
         except Exception as error:  # noqa: BLE001 - whatever an engine may raise
             self._failure = f"its engine fails: {models.reason_of(error)}"
+        if not self.seen or (self._error, self._failure) != before:
+            self.seen = [tensor.detach().clone() for tensor in inputs]
         return wanted
 
     def _judge(self, inputs: Sequence[torch.Tensor], wanted: list[torch.Tensor], found: list[torch.Tensor]) -> None:
