@@ -92,7 +92,9 @@ def explain(
     options: Options | None = None,
     **fields: Any,
 ) -> Explanation:
-    """Say what `optimize` would do with a model, and why not more, without building anything or running the model.
+    """Say what `optimize` would do with a model, and why not more, without building anything.
+
+    The model runs only if it has shapes that depend on data.
 
     Args:
         input_model: As for `optimize`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import fx
 
 from tiacc.compiler import Plan, propose
 from tiacc.graph import specs, torch_compat
+from tiacc.graph.assumptions import Form
 from tiacc.report import PassRow
 from tiacc.runtime import stitch
 
@@ -27,6 +29,7 @@ class ExplainedSegment:
         nodes: The number of operators in it.
         inputs: The types of its inputs.
         outputs: The types of its outputs.
+        border_bytes: The size of its inputs and outputs together, at the usual sizes of dimensions that vary.
     """
 
     index: int
@@ -35,6 +38,7 @@ class ExplainedSegment:
     nodes: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    border_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Explanation:
     """What `tiacc.explain` found.
 
     Attributes:
-        regions: The number of operators in each region, and where it is: ``{"path": "forward", "operators": 175}``.
+        regions: The number of operators in each region, where it is, and whether it holds for types that were only seen on the
+            test data: ``{"index": 0, "path": "forward", "operators": 175, "relies_on_seen_types": False}``.
         segments: What would be built.
         refusals: What would stay in Torch, the most frequent first.
         passes: What the passes changed.
@@ -83,7 +88,8 @@ class Explanation:
         for left in proposal.imported.left:
             groups.setdefault((left.op, left.reason), []).append((left.source, 0))
         for item in proposal.regions:
-            regions.append({"index": item.region.index, "path": item.region.path, "operators": _operators(item.graph)})
+            row = {"index": item.region.index, "path": item.region.path, "operators": _operators(item.graph)}
+            regions.append({**row, "relies_on_seen_types": bool(item.region.guard)})
             owner = {node: segment.index for segment in item.partition.segments for node in segment.nodes}
             for segment, sub in zip(item.partition.segments, stitch.extract(item.graph, item.partition)):
                 segments.append(
@@ -94,6 +100,7 @@ class Explanation:
                         _operators(sub.graph),
                         tuple(str(specs.spec_of(specs.tensor_of(node))) for node in sub.inputs),
                         tuple(str(specs.spec_of(specs.tensor_of(node))) for node in sub.outputs),
+                        sum(_bytes(specs.tensor_of(node)) for node in (*sub.inputs, *sub.outputs)),
                     )
                 )
             for found in item.partition.rejections:
@@ -109,9 +116,15 @@ class Explanation:
         assumed = {names[place]: value for place, value in proposal.imported.assumptions.items()}
         return cls(tuple(regions), tuple(segments), tuple(refusals), proposal.passes, assumed)
 
+    @property
+    def border_bytes(self) -> int:
+        """The size of the inputs and outputs of all segments, at the usual sizes of dimensions that vary."""
+        return sum(segment.border_bytes for segment in self.segments)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it in dicts, lists, strings and numbers."""
-        return asdict(self)
+        assumed = {name: repr(value) if isinstance(value, Form) else value for name, value in self.assumed.items()}
+        return {**asdict(self), "assumed": assumed}
 
     def to_json(self, indent: int | None = 2) -> str:
         """Return it as JSON."""
@@ -121,8 +134,10 @@ class Explanation:
         inside = sum(segment.nodes for segment in self.segments)
         total = sum(region["operators"] for region in self.regions)
         counts = f"{_count(len(self.segments), 'segment')}, {_count(len(self.regions), 'region')}"
-        lines = [f"{inside} of {total} imported operators in {counts}"]
-        lines.extend(f"  region {region['index']} ({region['path']}): {_count(region['operators'], 'operator')}" for region in self.regions)
+        lines = [f"{inside} of {total} imported operators in {counts}; {self.border_bytes:,} bytes cross their borders"]
+        for region in self.regions:
+            seen = ", by types that were seen on the test data" if region.get("relies_on_seen_types") else ""
+            lines.append(f"  region {region['index']} ({region['path']}): {_count(region['operators'], 'operator')}{seen}")
         for segment in self.segments:
             types = f"({', '.join(segment.inputs)}) → ({', '.join(segment.outputs)})"
             lines.append(f"  segment {segment.region}.{segment.index}: {_count(segment.nodes, 'operator')} in {segment.backend}, {types}")
@@ -145,6 +160,10 @@ class Explanation:
 
 def _operators(gm: fx.GraphModule) -> int:
     return sum(node.op == "call_function" and not specs.is_scalar(node) for node in gm.graph.nodes)
+
+
+def _bytes(value: torch.Tensor) -> int:
+    return math.prod(specs.spec_of(value).sizes()) * value.element_size()
 
 
 def _count(number: int, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from tests.graph.programs import PROGRAMS
 from tiacc.graph import exporter, torch_compat
-from tiacc.graph.importer import import_module
+from tiacc.graph.importer import Assumed, import_module
 from tiacc.graph.regions import ImportResult
 from tiacc.graph.specs import Dim, TensorSpec
 
@@ -92,6 +93,57 @@ def test_exported_methods_and_state_are_kept() -> None:
         args = (torch.randn(3, 4, generator=torch.Generator().manual_seed(index)), 0.1 * (index % 5))
         assert_same(outcome(scripted, args), outcome(loaded, args))
         if index % 17 == 0:
+            scripted.reset()
+            loaded.reset()
+
+
+class Machine(nn.Module):
+    """A module with state in numbers, tensors and a list, told what to do by a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.past = torch.jit.Attribute([], list[torch.Tensor])
+        self.steps = 0
+
+    def forward(self, x, mode: int):
+        self.steps += 1
+        y = torch.relu(self.linear(x))
+        if mode == 0:
+            self.mean = self.mean * 0.9 + y.mean(0) * 0.1
+            return y - self.mean
+        if mode == 1:
+            self.past.append(y * 0.5)
+            if len(self.past) > 3:
+                self.past = self.past[1:]
+            return torch.stack(self.past).sum(0)
+        if mode == 2:
+            self.mean.mul_(0.5)
+            return y.tanh() + float(self.steps % 7)
+        raise ValueError("modes are 0, 1 and 2")
+
+    @torch.jit.export
+    def reset(self):
+        self.past.clear()
+        self.mean.zero_()
+        self.steps = 0
+
+
+@pytest.mark.parametrize("assumed", [..., Assumed(1)])
+def test_a_module_with_state_keeps_its_behaviour_over_100_calls(assumed: Any) -> None:
+    torch.manual_seed(0)
+    scripted = torch.jit.script(Machine().eval())
+    result = import_module(scripted, [TensorSpec((3, 4), torch.float32), assumed])
+    assert bool(result.assumptions) == isinstance(assumed, Assumed)
+    loaded = write_back(result)
+    modes = random.Random(0)
+    for index in range(100):
+        args = (torch.randn(3, 4, generator=torch.Generator().manual_seed(index)), modes.choice([0, 0, 1, 1, 2, 3]))
+        assert_same(outcome(scripted, args), outcome(loaded, args))
+        for name in ("steps", "mean", "past"):
+            assert_same(getattr(scripted, name), getattr(loaded, name))
+        if index % 23 == 22:
             scripted.reset()
             loaded.reset()
 
