@@ -21,7 +21,7 @@ class AheadOfTimeJob(Job):
     def run(self) -> torch.jit.ScriptModule:
         """Build the model, check what can be checked, save it."""
         report, settings = self.report, self.settings
-        plan = self.plan(Attempt("ahead of time", self.level, self.candidates))
+        plan = self.plan(self.within_range(Attempt("ahead of time", self.level, self.candidates)))
         compiled = build(propose(self.model, plan, self._step), plan, self._step)
         self._describe(compiled)
         targets = ", ".join(settings.target)

@@ -26,7 +26,7 @@ from tiacc.errors import BuildError, TiaccError
 from tiacc.graph import exporter, specs
 from tiacc.options import Options
 from tiacc.passes.manager import PassManager
-from tiacc.planning import plan_of
+from tiacc.planning import half_of, plan_of
 from tiacc.runtime import stitch
 
 
@@ -96,8 +96,7 @@ def bisect(
     candidates, _ = api.choose_backends(settings, device)
     inputs = samples.resolve_inputs(input_shapes, test_data, settings.seed)
     model, _ = models.load_model(input_model, inputs.data[0])
-    half = settings.half_dtype or (torch.float16 if device.type == "cuda" else torch.bfloat16)
-    tolerance = settings.tolerance_for(half if level else torch.float32)
+    tolerance = settings.tolerance_for(half_of(device, settings) if level else torch.float32)
     plan = plan_of(model, inputs, level, device, settings, candidates)
     data = [models.moved(item, device) for item in inputs.data]
     return _find(model.to(device), plan, data, tolerance, None if directory is None else Path(directory))
@@ -278,7 +277,7 @@ tiacc.optimize(
 )
 '''
 
-_REPRODUCE_PASS = '''"""A rewrite that makes a model wrong; written by tiacc.debug. Passes of your own must be registered before this runs."""
+_REPRODUCE_PASS = '''"""A rewrite that makes a model wrong; written by tiacc.debug. Passes of your own must be registered."""
 
 from pathlib import Path
 

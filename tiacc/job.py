@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from tiacc import environment, measure, mending, models, samples
+from tiacc import environment, measure, mending, models, ranges, samples
 from tiacc.backends.base import Backend
 from tiacc.compiler import Compiled, Plan, build, propose
-from tiacc.errors import AccuracyError, ExportError, ImportGraphError, InvalidArgumentError, PassError, SpeedupError
+from tiacc.errors import AccuracyError, ExportError, ImportGraphError, InvalidArgumentError, PassError, SpeedupError, TiaccError
 from tiacc.measure import Accuracy
 from tiacc.options import Options
-from tiacc.planning import plan_of
+from tiacc.planning import half_of, plan_of
 from tiacc.progress import Progress
 from tiacc.repair import Repair
 from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport
@@ -182,6 +182,7 @@ class Job:
     def _try(self, attempt: Attempt, file: models.TemporaryModel) -> torch.jit.ScriptModule | None:
         """Make, check and time a model; None if it is not to be used, with the reason in the report."""
         report = self.report
+        attempt = self.within_range(attempt)
         trial = self.make(attempt, file)
         if trial is not None and self.settings.on_accuracy_failure == "repair":
             trial = mending.mended(self, trial, file)
@@ -198,6 +199,20 @@ class Job:
             return None
         self._fill(trial, baseline, optimized)
         return trial.model
+
+    def within_range(self, attempt: Attempt) -> Attempt:
+        """Return an attempt that leaves those operators in float32 whose values half precision cannot hold on the test data."""
+        if attempt.level != 1 or half_of(self.device, self.settings) != torch.float16:
+            return attempt
+        try:
+            keep = ranges.beyond_half(self.model, self.plan(attempt), self.data)
+        except (TiaccError, RuntimeError) as error:
+            self.report.warnings.append(f"the ranges of values were not looked at: {models.reason_of(error)}")
+            return attempt
+        count = sum(map(len, keep.values()))
+        if count:
+            self.report.actions.append(f"{attempt.name}: the values of {count} operators do not fit in float16; these are kept in float32")
+        return dataclasses.replace(attempt, keep_fp32=keep)
 
     def make(self, attempt: Attempt, file: models.TemporaryModel) -> Trial | None:
         """Make and check a model; None if there is none, with the reason in the report."""

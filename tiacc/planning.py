@@ -36,8 +36,7 @@ def plan_of(
         settings: The user's options.
         backends: In order of priority.
     """
-    default_half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    half = (settings.half_dtype or default_half) if level == 1 else None
+    half = half_of(device, settings) if level == 1 else None
     is_here = device.type == "cpu" or (torch.cuda.is_available() and not settings.target)
     host = device if is_here else torch.device("cpu")
     return Plan(
@@ -61,6 +60,11 @@ def plan_of(
             **({"target": settings.target} if settings.target else {}),
         },
     )
+
+
+def half_of(device: torch.device, settings: Options) -> torch.dtype:
+    """Return the element type of half precision: the user's, or that of the device."""
+    return settings.half_dtype or (torch.float16 if device.type == "cuda" else torch.bfloat16)
 
 
 def _torch_uses_tf32() -> bool:

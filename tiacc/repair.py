@@ -83,7 +83,7 @@ class Repairer:
         self._data = data
         self._references = references
         self._judge = judge
-        self.repair = Repair()
+        self.repair = Repair({region: dict(nodes) for region, nodes in plan.keep_fp32.items()})
         self._is_new = True
         self._total = 0
 
