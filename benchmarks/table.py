@@ -54,9 +54,9 @@ GPU = """Measured by `benchmarks/gpu.py` into `benchmarks/results/{file}`:
 
 Median milliseconds a call between CUDA events, the runners in turn in one process. *TorchScript* is the traced input model with
 TensorFloat-32 where torch uses it, *frozen* the same after `torch.jit.freeze`. *eager* and *compile* are in float16, in CUDA graphs, and
-are given their input in float16 and channels last; *compile* is `torch.compile(mode="reduce-overhead")` with frozen weights. *tiacc* takes
-the user's float32 tensor and returns float32. The error is relative to float32 without TensorFloat-32, of the model that a load of the saved
-file gives, on data that it was not tuned on.
+are given their input in float16 and channels last; *compile* is `torch.compile(mode="reduce-overhead")` with frozen weights. *tiacc*
+takes the user's float32 tensor and returns float32. The error is relative to float32 without TensorFloat-32, of the model that a load
+of the saved file gives, on data that it was not tuned on.
 
 | model, input | batch | {columns} |
 |---|---|{lines}|
