@@ -110,6 +110,16 @@ def test_without_time_for_a_repair_the_model_is_lossless_and_the_report_says_why
     assert any("no repair" in action for action in report.actions)
 
 
+def test_a_repair_that_fails_is_told_and_less_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any) -> Any:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr("tiacc.repair.analyse", no_memory)
+    _, report, _ = optimize(Peak(), torch.randn(1, 8, 12, 12), half_dtype="fp16")
+    assert report.achieved_level == 0
+    assert any("the repair failed: not enough memory" in action for action in report.actions)
+
+
 @torch.no_grad()
 def test_the_users_own_check_decides() -> None:
     x = torch.randn(1, 8, 12, 12)

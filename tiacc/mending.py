@@ -180,7 +180,11 @@ def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> T
     for _ in range(BUILDS):
         # Engines round at other places than torch does: where they were off more, aim lower.
         excess = _excess(best.error, repairer.repair.after)
-        repair = repairer.improve(MARGIN * tolerance / excess, LIMIT * tolerance / excess, end - time.perf_counter())
+        try:
+            repair = repairer.improve(MARGIN * tolerance / excess, LIMIT * tolerance / excess, end - time.perf_counter())
+        except (RuntimeError, NotImplementedError) as error:  # torch may lack a kernel, or the memory for gradients
+            job.report.actions.append(f"{name}: the repair failed: {models.reason_of(error)}")
+            break
         if repair.after > tolerance:
             if best.failure:
                 job.report.actions.append(f"{name}: no repair was found in the {budget:g} s of accuracy_budget_seconds")

@@ -201,16 +201,22 @@ def _mapped(item: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return item
 
 
-def reversed_values(item: Any) -> Any:
-    """Return a copy of arguments with the numbers of each tensor in the reverse order."""
+def reversed_values(item: Any, *, integers: bool) -> Any:
+    """Return a copy of arguments with the numbers of each tensor in the reverse order.
+
+    Args:
+        item: Tensors in nested tuples, lists and dicts.
+        integers: Whether those of integers are reversed too; they may be indices, each with a limit of its own.
+    """
     if isinstance(item, torch.Tensor):
-        return item.detach().clone(memory_format=torch.contiguous_format).flatten().flip(0).reshape(item.shape)
+        copy_ = item.detach().clone(memory_format=torch.contiguous_format)
+        return copy_.flatten().flip(0).reshape(item.shape) if integers or item.is_floating_point() else copy_
     if isinstance(item, tuple) and hasattr(item, "_fields"):
-        return type(item)(*map(reversed_values, item))
+        return type(item)(*(reversed_values(member, integers=integers) for member in item))
     if isinstance(item, (list, tuple)):
-        return type(item)(map(reversed_values, item))
+        return type(item)(reversed_values(member, integers=integers) for member in item)
     if isinstance(item, dict):
-        return {key: reversed_values(value) for key, value in item.items()}
+        return {key: reversed_values(value, integers=integers) for key, value in item.items()}
     return item
 
 
