@@ -7,7 +7,7 @@ PLUGIN_VENV := .venv-plugin
 EXAMPLE := examples/tiacc-onnxruntime
 DOCS_STAMP := $(VENV)/.docs
 
-.PHONY: demo test test-slow fuzz plugin lint bench docs clean
+.PHONY: demo test test-slow fuzz zoo plugin lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -29,6 +29,9 @@ test-slow: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.graph.fuzz 0 5000
+
+zoo: $(STAMP)
+	$(BIN)/python -m benchmarks.zoo
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
