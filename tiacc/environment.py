@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from tiacc.report import HardwareEnvironment, Software
+
+@dataclass(frozen=True)
+class Software:
+    """A library: its name, and its version or ``"not installed"``."""
+
+    software: str
+    version: str
+
+
+@dataclass(frozen=True)
+class HardwareEnvironment:
+    """Where the model ran.
+
+    Attributes:
+        device_type: ``"CPU"`` or ``"GPU"``.
+        microarchitecture: The name of the device and what it can do.
+    """
+
+    device_type: str
+    microarchitecture: str
+
 
 NOT_INSTALLED = "not installed"
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tiacc.environment import HardwareEnvironment as HardwareEnvironment
+from tiacc.environment import Software as Software
 from tiacc.errors import InvalidArgumentError
 from tiacc.model_graph import ModelGraph
 from tiacc.precision import Precision
@@ -30,27 +32,6 @@ SCHEMA_VERSION = 1
 
 NOT_MEASURED = "not measured"
 """What the original's fields say where there is no figure, as when a model was built for a GPU that is not here."""
-
-
-@dataclass(frozen=True)
-class Software:
-    """A library: its name, and its version or ``"not installed"``."""
-
-    software: str
-    version: str
-
-
-@dataclass(frozen=True)
-class HardwareEnvironment:
-    """Where the model ran.
-
-    Attributes:
-        device_type: ``"CPU"`` or ``"GPU"``.
-        microarchitecture: The name of the device and what it can do.
-    """
-
-    device_type: str
-    microarchitecture: str
 
 
 @dataclass(frozen=True)
