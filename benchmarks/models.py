@@ -53,6 +53,47 @@ def _resnest50() -> nn.Module:
     return timm.create_model("resnest50d", pretrained=False)
 
 
+class Encoder(nn.Module):
+    """A text encoder of the size of BERT-base: 12 layers, 768 wide, 12 heads.
+
+    Words ``(N, L)`` int64 and a mask ``(N, L)`` bool, True for words that count → ``(N, L, 768)``.
+
+    Source: Devlin et al., "BERT", 2018 (arXiv:1810.04805), section 3.
+    """
+
+    WORDS = 30522
+
+    def __init__(self, layers: int = 12, width: int = 768, heads: int = 12, longest: int = 512) -> None:
+        super().__init__()
+        self.heads = heads
+        self.words, self.places = nn.Embedding(self.WORDS, width), nn.Embedding(longest, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.layers = nn.ModuleList(EncoderLayer(width, heads) for _ in range(layers))
+
+    def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.words(words) + self.places.weight[: words.shape[1]])
+        for layer in self.layers:
+            x = layer(x, mask[:, None, None, :])
+        return x
+
+
+class EncoderLayer(nn.Module):
+    """Attention, then two linear layers, each with a shortcut and a normalisation behind it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-12), nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        query, key, value = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = self.norm1(x + self.out(mixed.transpose(1, 2).flatten(2)))
+        return self.norm2(x + self.outer(nn.functional.gelu(self.inner(x))))
+
+
 @dataclass(frozen=True)
 class Entry:
     """A model of the zoo.
@@ -60,7 +101,7 @@ class Entry:
     Attributes:
         title: Its name in tables.
         build: Makes it, with whatever weights.
-        size: The height and width of the image that it is measured with, in pixels.
+        size: The height and width of the image that it is measured with, in pixels; the length in words of a text.
         batches: The batch sizes that it is measured with.
     """
 
@@ -76,6 +117,10 @@ ZOO: dict[str, Entry] = {
     "resnest50": Entry("ResNeSt-50", _resnest50),
     # At 512² one image costs ten times what ResNet-50 does at 224²: a batch of 8 takes two CPU cores seconds and shows nothing more.
     "centernet_resnet50": Entry("CenterNet, ResNet-50", CenterNet, size=512, batches=(1, 2)),
+    "efficientnet_b0": Entry("EfficientNet-B0", lambda: torchvision.models.efficientnet_b0(weights=None)),
+    "convnext_tiny": Entry("ConvNeXt-T", lambda: torchvision.models.convnext_tiny(weights=None)),
+    "vit_b_16": Entry("ViT-B/16", lambda: torchvision.models.vit_b_16(weights=None)),
+    "bert_base": Entry("BERT-base encoder", Encoder, size=128),
 }
 
 
@@ -86,7 +131,8 @@ def make(name: str) -> nn.Module:
         model = ZOO[name].build()
         generator = torch.Generator().manual_seed(SEED)
         randomise(model, generator)
-        calibrate(model, images(8, 96, SEED), generator)
+        if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            calibrate(model, images(8, 96, SEED), generator)
     return model.eval()
 
 
@@ -116,6 +162,12 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             uniform(module.weight, 0.5, 1.5)
             uniform(module.bias, 0.0, 1.0)
+        elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+            uniform(module.weight, 0.5, 1.5)
+            normal(module.bias, 0.2)
+        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            normal(module.in_proj_weight, module.embed_dim**-0.5)
+            normal(module.in_proj_bias, 0.2)
     for module in model.modules():
         last = getattr(module, "bn3", None)  # the end of a residual branch, in the ResNets of torchvision and timm alike
         if isinstance(last, nn.BatchNorm2d):
@@ -165,8 +217,23 @@ def example(name: str, batch: int, size: int | None = None, seed: int = 0) -> to
     return images(batch, size or ZOO[name].size, seed)
 
 
-def trace(model: nn.Module, image: torch.Tensor) -> torch.jit.ScriptModule:
-    """Return a model as TorchScript."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.trace(model, image)
+def inputs(name: str, batch: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Return all inputs of a model of the zoo: an image, or words and their mask, of texts of different lengths."""
+    if ZOO[name].build is not Encoder:
+        return (example(name, batch, seed=seed),)
+    length, generator = ZOO[name].size, torch.Generator().manual_seed(seed)
+    words = torch.randint(1, Encoder.WORDS, (batch, length), generator=generator)
+    lengths = torch.randint(length // 2, length + 1, (batch, 1), generator=generator)
+    return words, torch.arange(length).expand(batch, length) < lengths
+
+
+def trace(model: nn.Module, *inputs: torch.Tensor) -> torch.jit.ScriptModule:
+    """Return a model as TorchScript, its attention written out."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.trace(model, inputs, check_trace=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

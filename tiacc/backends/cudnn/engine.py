@@ -89,7 +89,7 @@ class CudnnEngine:
         """
         device = inputs[0].device
         with torch.cuda.device(device), torch.no_grad():
-            executable = self._executable(inputs, torch.cuda.current_stream(device).cuda_stream)
+            executable = self.executable(inputs, torch.cuda.current_stream(device).cuda_stream)
             executable.fill(inputs)
             cache = TacticCache(cache_dir, library.environment_key(device))
             self.tactics.update(choose(executable.program, executable.bench, cache, seconds))
@@ -118,7 +118,7 @@ class CudnnEngine:
             with executable.lock:
                 return executable.replay(inputs)
         with torch.cuda.device(device), torch.no_grad():
-            executable = self._executable(inputs, key[2])
+            executable = self.executable(inputs, key[2])
             with executable.lock:
                 if not executable.calls:
                     executable.bind(self.tactics)
@@ -162,7 +162,7 @@ class CudnnEngine:
         except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineFormatError(f"this cudnn engine is damaged ({error}); optimize the model again") from error
 
-    def _executable(self, inputs: Sequence[torch.Tensor], stream: int) -> Executable:
+    def executable(self, inputs: Sequence[torch.Tensor], stream: int) -> Executable:
         """Return the executable for the shapes of some inputs on a stream, in memory that no other uses at the same time."""
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         device = torch.device("cuda", inputs[0].device.index or 0)

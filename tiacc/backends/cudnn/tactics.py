@@ -48,13 +48,16 @@ class TacticCache:
         tactic = entry.get("tactic") if isinstance(entry, dict) else None
         return tactic if isinstance(tactic, str) else None
 
-    def add(self, step: Step, tactic: str, microseconds: float) -> None:
-        """Note the best tactic of a step."""
+    def add(self, step: Step, timed: list[tuple[float, str]]) -> str:
+        """Note how long each tactic of a step takes, in microseconds, and return the best."""
+        best, tactic = min(timed)
         self._known[key_of(step)] = self._new[key_of(step)] = {
             "step": signature(step),
             "tactic": tactic,
-            "microseconds": round(microseconds, 3),
+            "microseconds": round(best, 3),
+            "others": {name: round(time, 3) for time, name in sorted(timed) if name != tactic},
         }
+        return tactic
 
     def save(self) -> None:
         """Write what was added into the file, beside what others wrote meanwhile."""
@@ -162,9 +165,7 @@ def _measured(step: Step, bench: Bench, cache: TacticCache, end: float) -> str:
             failure = error
     if not timed:
         raise BuildError(f"no way to run {signature(step)[:200]} works here; the last failed with: {failure}")
-    best, tactic = min(timed)
-    cache.add(step, tactic, best)
-    return tactic
+    return cache.add(step, timed)
 
 
 def microseconds(call: Callable[[], None], device: torch.device) -> float:

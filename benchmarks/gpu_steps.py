@@ -1,0 +1,138 @@
+"""Where the time of a model goes on a GPU: each step of its engine, beside what its bytes and arithmetic are worth.
+
+``python -m benchmarks.gpu_steps resnet50:1 resnet50:64 --out steps.json`` prints a table a model: steps that are alike are one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import models
+from tiacc import compiler, planning, samples
+from tiacc.backends.cudnn import CudnnBackend
+from tiacc.backends.cudnn.engine import CudnnEngine
+from tiacc.backends.cudnn.profile import StepTime, profile
+from tiacc.options import Options
+from tiacc.runtime import ops
+
+DEVICE = torch.device("cuda", 0)
+BANDWIDTH = {"NVIDIA H100 80GB HBM3": 3.0e12, "NVIDIA H200": 4.2e12}
+"""Bytes a second that a copy reaches, by GPU."""
+
+RATE = {0: 350e12, 1: 700e12}
+"""Operations a second that large products reach, by level: TensorFloat-32 and float16."""
+
+
+def measure(name: str, batch: int, level: int, cache: Path | None) -> dict[str, Any]:
+    """Build the engine of a model, check it, and return what its steps take."""
+    model = models.make(name).to(DEVICE)
+    inputs = tuple(item.to(DEVICE) for item in models.inputs(name, batch))
+    fresh = tuple(item.to(DEVICE) for item in models.inputs(name, batch, seed=1))
+    scripted = models.trace(model, *inputs)
+    torch.backends.cudnn.allow_tf32 = False
+    reference = flat(model(*fresh))
+    torch.backends.cudnn.allow_tf32 = True
+    begin = time.perf_counter()
+    resolved = samples.resolve_inputs(None, [inputs], 0)
+    options = Options(cache_dir=cache)
+    plan = planning.plan_of(scripted, resolved, level, DEVICE, options, (CudnnBackend(),))
+    compiled = compiler.build(compiler.propose(scripted, plan), plan)
+    seconds = time.perf_counter() - begin
+    outputs = [flat(compiled.module(*fresh)) for _ in range(3)][-1]
+    error = max(float((a - b).norm() / b.norm()) for a, b in zip(outputs, reference, strict=True))
+    (stitched,) = compiled.engines
+    engine = ops.load(stitched.blob, stitched.key).engine
+    assert isinstance(engine, CudnnEngine)
+    given = tuple(inputs[: len(engine.inputs)])
+    steps = profile(engine, given)
+    return {
+        "model": name,
+        "batch": batch,
+        "level": level,
+        "relative_error": error,
+        "build_seconds": round(seconds, 1),
+        "whole_microseconds": round(whole(engine, given), 1),
+        "steps": [dataclasses.asdict(step) for step in steps],
+    }
+
+
+def whole(engine: CudnnEngine, inputs: tuple[torch.Tensor, ...]) -> float:
+    """Return the time of an engine on the GPU, copies of inputs and outputs included, in microseconds: of calls one behind the other."""
+    for _ in range(3):
+        engine.run(inputs)
+    times = []
+    for _ in range(5):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(20_000_000)  # so that the host is ahead
+        begin.record()
+        for _ in range(20):
+            engine.run(inputs)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 50)
+    return min(times)
+
+
+def flat(outputs: Any) -> list[torch.Tensor]:
+    """Return the tensors of some outputs as float32."""
+    return [output.float() for output in ([outputs] if isinstance(outputs, torch.Tensor) else list(outputs))]
+
+
+def table(row: dict[str, Any]) -> str:
+    """Return a row as a table: the steps that take longest first."""
+    bandwidth = BANDWIDTH.get(torch.cuda.get_device_name(DEVICE), 3.0e12)
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    total = least = 0.0
+    for fields in row["steps"]:
+        step = StepTime(**fields)
+        floor = step.floor(bandwidth, RATE[row["level"]])
+        group = groups.setdefault((step.title, tuple(step.shape), step.tactic), [0, 0.0, 0.0])
+        group[0] += 1
+        group[1] += step.microseconds
+        group[2] += floor
+        total, least = total + step.microseconds, least + floor
+    head = (
+        f"== {row['model']} batch {row['batch']} level {row['level']}: whole {row['whole_microseconds']:.0f} us, steps {total:.0f} us, "
+        f"floor {least:.0f} us, error {row['relative_error']:.1e}, built in {row['build_seconds']:.0f} s"
+    )
+    lines = [
+        f"{count:3.0f}x {time / count:7.1f} us  floor {floor / count:6.1f}  {name} {list(shape)} {tactic}"
+        for (name, shape, tactic), (count, time, floor) in sorted(groups.items(), key=lambda item: -item[1][1])
+    ]
+    return "\n".join([head, *lines])
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="+", help="MODEL:BATCH or MODEL:BATCH:LEVEL; level 1 unless told")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--cache", type=Path, help="a folder of tactics")
+    parser.add_argument("--verbose", action="store_true")
+    told = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if told.verbose:
+        logging.basicConfig(format="%(relativeCreated)d %(name)s %(message)s")
+        logging.getLogger("tiacc.backends.cudnn").setLevel(logging.DEBUG)
+    rows = []
+    for case in told.cases:
+        name, batch, level = (*case.split(":"), "1")[:3]
+        with torch.no_grad():
+            rows.append(measure(name, int(batch), int(level), told.cache))
+        print(table(rows[-1]), flush=True)
+        if told.out:
+            told.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
