@@ -225,13 +225,16 @@ class Imported:
     order: list[int]
 
 
-def imported(model: Model, module: nn.Module, *, is_dynamic: bool, half: torch.dtype | None = None) -> Imported:
-    """Trace a model, and take it through the importer, which must leave nothing, and the passes."""
-    types = model.types(is_dynamic=is_dynamic)
+def traced(model: Model, module: nn.Module) -> torch.jit.ScriptModule:
+    """Trace a model at its usual sizes."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(module, tuple(model.inputs(*model.sizes[1])), check_trace=False)
-    result = import_module(traced, types)
+        return torch.jit.trace(module, tuple(model.inputs(*model.sizes[1])), check_trace=False)
+
+
+def imported(model: Model, module: nn.Module, *, is_dynamic: bool, half: torch.dtype | None = None) -> Imported:
+    """Trace a model, and take it through the importer, which must leave nothing, and the passes."""
+    result = import_module(traced(model, module), model.types(is_dynamic=is_dynamic))
     assert result.left == []
     assert result.fixed == []
     (region,) = result.regions

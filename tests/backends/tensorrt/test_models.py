@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+import tiacc
 from tests.backends.tensorrt.harness import compile_for, interpret, needs_rtx, network_of, rejection
-from tests.backends.tensorrt.models import LARGE, SMALL, Model, imported
+from tests.backends.tensorrt.models import LARGE, SMALL, Model, imported, traced
 
 pytestmark = needs_rtx
 
@@ -52,3 +55,35 @@ def test_small_models(name: str, is_dynamic: bool, half: torch.dtype | None) -> 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_models(name: str, is_dynamic: bool, half: torch.dtype | None) -> None:
     check_model(LARGE[name], is_dynamic=is_dynamic, half=half)
+
+
+def check_ahead_of_time(model: Model, level: int) -> None:
+    """Take a model through `optimize` for a GPU that is not here; its network, interpreted, is held to it at the sizes of its range."""
+    torch.manual_seed(0)
+    module = model.make()
+    ranges = zip(*(model.inputs(*sizes) for sizes in model.sizes))
+    shapes = [{f"range,{_NAMES[low.dtype]}": ["*".join(map(str, x.shape)) for x in (low, *others)]} for low, *others in ranges]
+    data = [tuple(model.inputs(*sizes)) for sizes in model.sizes]
+    options: dict[str, Any] = {"backend": "tensorrt_rtx", "target": ["sm86"], "check_network": True}
+    _, report = tiacc.optimize(traced(model, module), level, 0, shapes, data, **options)
+    (segment,) = report.segments
+    assert (segment.backend, report.fallbacks, report.achieved_level) == ("tensorrt_rtx", [], level)
+    assert ("float16" in segment.dtype) == bool(level)
+    assert 0 < max(output.rel_norm for output in report.outputs) <= TOLERANCE[torch.float16 if level else None]
+
+
+_NAMES = {torch.float32: "float", torch.int64: "long"}
+_LEVEL = pytest.mark.parametrize("level", [0, 1])
+
+
+@_LEVEL
+@pytest.mark.parametrize("name", SMALL)
+def test_small_models_ahead_of_time(name: str, level: int) -> None:
+    check_ahead_of_time(SMALL[name], level)
+
+
+@pytest.mark.slow
+@_LEVEL
+@pytest.mark.parametrize("name", LARGE)
+def test_large_models_ahead_of_time(name: str, level: int) -> None:
+    check_ahead_of_time(LARGE[name], level)
