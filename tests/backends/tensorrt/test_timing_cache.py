@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.backends.tensorrt.harness import graph_of, needs_rtx
-from tiacc.backends.tensorrt import timing_cache
 from tiacc.backends.tensorrt.builder import BuildOptions, build_network, build_plan
 from tiacc.backends.tensorrt.flavours import Flavour, load_flavour
-from tiacc.backends.tensorrt.timing_cache import TimingCache, device_key
+from tiacc.backends.tensorrt.kept import device_key
+from tiacc.backends.tensorrt.timing_cache import TimingCache
 from tiacc.graph import specs
 from tiacc.graph.specs import TensorSpec
 
@@ -95,7 +95,7 @@ def test_each_kind_of_gpu_has_its_own_file(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name=f"NVIDIA L4 ({index})", major=8, minor=9)
     )
-    assert timing_cache.device_key() == "nvidia-l4-1-sm89"
+    assert device_key() == "nvidia-l4-1-sm89"
 
 
 @needs_rtx

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tiacc.backends.tensorrt.flavours import Flavour
+from tiacc.backends.tensorrt.kept import KeptFile, device_key
 from tiacc.backends.tensorrt.payload import EnginePayload
 
 
@@ -20,11 +21,11 @@ class RuntimeCache:
     """The compiled kernels of one engine.
 
     Args:
-        file: Where they are kept; RTX itself refuses those of another version, driver or GPU.
+        file: Where they are kept; RTX itself refuses those of another driver.
     """
 
     def __init__(self, file: Path | None) -> None:
-        self._file = file
+        self._file = None if file is None else KeptFile(file, "the compiled kernels")
         self._native: Any = None
         self._lock = threading.Lock()
 
@@ -34,7 +35,7 @@ class RuntimeCache:
         if not flavour.has("runtime_cache"):
             return None
         folder = os.environ.get("TIACC_CACHE_DIR")
-        name = f"{flavour.name}-{flavour.version_text}-{hashlib.sha256(payload.plan).hexdigest()[:24]}.kernels"
+        name = f"{flavour.name}-{flavour.version_text}-{device_key()}-{hashlib.sha256(payload.plan).hexdigest()[:24]}.kernels"
         return cls(Path(folder) / name if folder else None)
 
     def attach(self, config: Any) -> None:
@@ -43,16 +44,12 @@ class RuntimeCache:
             if self._native is None:
                 self._native = config.create_runtime_cache()
                 if self._file is not None:
-                    if self._file.is_file():
-                        self._native.deserialize(self._file.read_bytes())
+                    data = self._file.read()
+                    if data:
+                        self._native.deserialize(data)
                     weakref.finalize(self, _save, self._native, self._file)
             config.set_runtime_cache(self._native)
 
 
-def _save(native: Any, file: Path) -> None:
-    """Write the kernels to their file, whole or not at all."""
-    data = bytes(native.serialize())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(file)
+def _save(native: Any, file: KeptFile) -> None:
+    file.write(bytes(native.serialize()))
