@@ -95,8 +95,9 @@ def table(row: dict[str, Any]) -> str:
     for fields in row["steps"]:
         step = StepTime(**fields)
         floor = step.floor(bandwidth, RATE[row["level"]])
-        group = groups.setdefault((step.title, tuple(step.shape), step.tactic), [0, 0.0, 0.0])
+        group = groups.setdefault((step.title, tuple(step.shape), step.tactic), [0, 0.0, 0.0, 0.0])
         group[0] += 1
+        group[3] = max(group[3], step.relative_error)
         group[1] += step.microseconds
         group[2] += floor
         total, least = total + step.microseconds, least + floor
@@ -105,8 +106,8 @@ def table(row: dict[str, Any]) -> str:
         f"floor {least:.0f} us, error {row['relative_error']:.1e}, built in {row['build_seconds']:.0f} s"
     )
     lines = [
-        f"{count:3.0f}x {time / count:7.1f} us  floor {floor / count:6.1f}  {name} {list(shape)} {tactic}"
-        for (name, shape, tactic), (count, time, floor) in sorted(groups.items(), key=lambda item: -item[1][1])
+        f"{count:3.0f}x {time / count:7.1f} us  floor {floor / count:6.1f}  {name} {list(shape)} {tactic} error {error:.0e}"
+        for (name, shape, tactic), (count, time, floor, error) in sorted(groups.items(), key=lambda item: -item[1][1])
     ]
     return "\n".join([head, *lines])
 

@@ -41,12 +41,12 @@ def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-12))
 
 
-def block(dtype: torch.dtype = torch.float32) -> fx.GraphModule:
+def block(dtype: torch.dtype = torch.float32, channels: int = 16) -> fx.GraphModule:
     """Return two convolutions with a shortcut round them, as in a ResNet."""
     sketch = Sketch()
-    x = sketch.input("x", 2, 16, 9, 7, dtype=dtype)
-    w1, w2 = (sketch.constant(f"w{i}", (0.2 * torch.randn(16, 16, 3, 3)).to(dtype)) for i in (1, 2))
-    bias = sketch.constant("bias", torch.randn(16).to(dtype))
+    x = sketch.input("x", 2, channels, 9, 7, dtype=dtype)
+    w1, w2 = (sketch.constant(f"w{i}", (0.2 * torch.randn(channels, channels, 3, 3)).to(dtype)) for i in (1, 2))
+    bias = sketch.constant("bias", torch.randn(channels).to(dtype))
     hidden = sketch.call(aten.relu.default, sketch.call(aten.conv2d.default, x, w1, bias, [1, 1], [1, 1]))
     out = sketch.call(aten.conv2d.default, hidden, w2, None, [1, 1], [1, 1])
     return sketch.output(sketch.call(aten.relu.default, sketch.call(aten.add.Tensor, out, x)))

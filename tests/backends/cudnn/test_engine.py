@@ -122,8 +122,8 @@ def test_graphs_keep_their_arguments() -> None:
 def test_tactics_are_kept_beside_those_of_others(tmp_path) -> None:
     first, second = engine_of(block()).program(((2, 16, 9, 7),)).steps
     here, elsewhere = TacticCache(tmp_path, "this GPU"), TacticCache(tmp_path, "another GPU")
-    here.add(first, "cudnn:2", 12.5)
-    elsewhere.add(second, "torch", 3.0)
+    here.add(first, [(14.0, "torch"), (12.5, "cudnn:2")])
+    elsewhere.add(second, [(3.0, "torch")])
     here.save()
     elsewhere.save()
     assert TacticCache(tmp_path, "this GPU").find(first) == "cudnn:2"

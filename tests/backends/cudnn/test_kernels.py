@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -13,11 +14,12 @@ pytest.importorskip("triton")
 from tests.backends.cudnn.models import subgraph
 from tests.backends.cudnn.programs import CPU, block, error, planned, run
 from tests.helpers import random_inputs
-from tiacc.backends.cudnn import eager, products
+from tiacc.backends.cudnn import border, eager, folding, products
 from tiacc.backends.cudnn.body import OPERATIONS, Body, Instruction, evaluate, triton_lines
-from tiacc.backends.cudnn.launch import Bench
+from tiacc.backends.cudnn.launch import Bench, TritonCall
+from tiacc.backends.cudnn.layouts import channels_last_strides, contiguous_strides
 from tiacc.backends.cudnn.products import Tile
-from tiacc.backends.cudnn.program import ConvStep, PointwiseStep, Ref, TorchStep, title
+from tiacc.backends.cudnn.program import Buffer, ConvStep, PointwiseStep, Ref, TorchStep, title
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="these run in Triton's interpreter, on the CPU")
 
@@ -82,7 +84,7 @@ def test_every_tactic_of_every_step(level: int) -> None:
 
 
 def test_counters_of_split_sums_are_cleared() -> None:
-    gm = block()
+    gm = block(channels=24)
 
     def compute(step, read) -> None:
         bench = Bench(read, {}, CPU)
@@ -93,6 +95,31 @@ def test_counters_of_split_sums_are_cleared() -> None:
 
     inputs = random_inputs(gm)
     assert error(run(planned(gm), inputs, compute)[0], gm(*inputs)[0]) < 1e-6
+
+
+def tensors_of(out: Ref, source: Ref) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.full((out.buffer.numel,), float("nan"), dtype=out.dtype), torch.randn(source.buffer.numel).to(source.dtype)
+
+
+@pytest.mark.parametrize("inwards", [True, False])
+def test_images_are_turned_round_at_the_border(inwards: bool) -> None:
+    shape = (2, 37, 5, 9)
+    refs = [Ref(Buffer("b", 2 * 37 * 45, torch.float16), shape, layout(shape)) for layout in (channels_last_strides, contiguous_strides)]
+    out, source = refs if inwards else refs[::-1]
+    storages = tensors_of(out, source)
+    TritonCall(border.turned(out, source), (2 * 2, 2), list(storages), {"TILE": 32}, 4, 2)()
+    assert torch.equal(out.tensor(storages[0]), source.tensor(storages[1]))
+
+
+@pytest.mark.parametrize("fold", [2, 4])
+def test_images_are_folded_at_the_border(fold: int) -> None:
+    shape = (2, 3, 8, 12)
+    wanted = (2, folding.channels_of(3, fold), 8 // fold, 12 // fold)
+    source = Ref(Buffer("b", 576, torch.float32), shape, contiguous_strides(shape))
+    out = Ref(Buffer("f", math.prod(wanted), torch.float16), wanted, channels_last_strides(wanted))
+    storages = tensors_of(out, source)
+    TritonCall(border.folded(out, source, fold), (-(-out.numel // 128),), list(storages), {"BLOCK": 128}, 4, 2)()
+    assert torch.equal(out.tensor(storages[0]), folding.image(source.tensor(storages[1]), fold).half())
 
 
 @pytest.mark.parametrize("op", sorted(OPERATIONS))
@@ -114,8 +141,6 @@ def test_operations_as_kernels_and_as_torch(op: str) -> None:
     refs = {}
 
     def ref(tensor: torch.Tensor) -> Ref:
-        from tiacc.backends.cudnn.program import Buffer
-
         made = Ref(Buffer(f"b{len(refs)}", tensor.numel(), tensor.dtype), tuple(tensor.shape), tuple(tensor.stride()))
         refs[made.buffer] = tensor
         return made

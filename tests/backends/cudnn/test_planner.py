@@ -133,8 +133,31 @@ def test_an_input_that_is_only_converted_is_converted_by_the_copy_in() -> None:
     gm = sketch.output(sketch.call(aten.to.dtype, y, torch.float32))
     program = planned(gm)
     assert [title(step) for step in program.steps] == ["conv1x1"]
-    assert program.inputs[0] is not None and program.inputs[0].dtype == torch.float16
+    assert program.inputs[0] is not None and program.inputs[0].ref.dtype == torch.float16
     check(gm, 1e-3)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 2, 3), (3, 2, 1), (4, 4, 0), (3, 2, 0), (5, 4, 2), (2, 2, 1)])
+def test_the_first_layer_reads_a_folded_image(kernel: int, stride: int, padding: int) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 2, 3, 16, 24)
+    weight = sketch.constant("weight", torch.randn(8, 3, kernel, kernel))
+    gm = sketch.output(sketch.call(aten.relu.default, sketch.call(aten.conv2d.default, x, weight, None, [stride] * 2, [padding] * 2)))
+    program = planned(gm)
+    (step,) = program.steps
+    assert isinstance(step, ConvStep) and step.stride == (1, 1) and step.x.shape[2:] == (16 // stride, 24 // stride)
+    assert program.inputs[0] is not None and program.inputs[0].fold == stride
+    check(gm)
+
+
+def test_an_image_that_others_read_is_not_folded() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 2, 3, 8, 8)
+    weight = sketch.constant("weight", torch.randn(3, 3, 3, 3))
+    y = sketch.call(aten.conv2d.default, x, weight, None, [2, 2], [1, 1])
+    gm = sketch.output(y, sketch.call(aten.relu.default, x))
+    assert planned(gm).inputs[0].fold == 1
+    check(gm)
 
 
 def test_signatures_do_not_name_buffers() -> None:

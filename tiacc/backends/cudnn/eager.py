@@ -46,7 +46,8 @@ def anchor_value(step: ConvStep | PoolStep | ReduceStep | RowStep, read: Read) -
 def convolution(step: ConvStep, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return the result of a convolution in the type of its input."""
     if not step.transposed:
-        return torch.nn.functional.conv2d(x, weight, None, step.stride, step.padding, step.dilation, step.groups)
+        found = torch.nn.functional.conv2d(x, weight, None, step.stride, step.padding, step.dilation, step.groups)
+        return found[:, :, : step.out.shape[2], : step.out.shape[3]]
     size = [
         (x.shape[2 + dim] - 1) * step.stride[dim] - 2 * step.padding[dim] + step.dilation[dim] * (weight.shape[2 + dim] - 1) + 1
         for dim in (0, 1)

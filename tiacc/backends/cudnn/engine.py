@@ -20,7 +20,7 @@ from tiacc.backends.cudnn.planner import plan
 from tiacc.backends.cudnn.program import Program
 from tiacc.backends.cudnn.tactics import TacticCache, choose
 from tiacc.errors import BackendUnavailableError, EngineFormatError
-from tiacc.graph import archive, specs
+from tiacc.graph import archive, specs, torch_compat
 from tiacc.graph.types import TensorSpec
 from tiacc.runtime import buffers
 from tiacc.runtime.blob import spec_from_json, spec_to_json
@@ -109,16 +109,17 @@ class CudnnEngine:
             hint = "move the inputs there" if support else support.reason
             raise BackendUnavailableError(f"this engine runs on a GPU, and its input is on {device}; {hint}")
         inputs = [tensor.detach() if tensor.requires_grad else tensor for tensor in inputs]
-        key = (tuple([tensor.shape for tensor in inputs]), device.index, torch.cuda.current_stream(device).cuda_stream)
+        stream = torch_compat.current_stream(device.index)
+        key = (tuple([tensor.shape for tensor in inputs]), device.index, stream)
         if torch.cuda.is_current_stream_capturing():
             with torch.cuda.device(device), torch.no_grad():
                 return self._recorded(inputs)
         executable = self._ready.get(key)
         if executable is not None and executable.is_captured:
             with executable.lock:
-                return executable.replay(inputs)
+                return executable.replay(inputs, stream)
         with torch.cuda.device(device), torch.no_grad():
-            executable = self.executable(inputs, key[2])
+            executable = self.executable(inputs, stream)
             with executable.lock:
                 if not executable.calls:
                     executable.bind(self.tactics)

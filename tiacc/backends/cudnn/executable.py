@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from tiacc.backends.cudnn import eager, memory_plan
+from tiacc.backends.cudnn import border, eager, memory_plan
 from tiacc.backends.cudnn.launch import Bench, Call, TritonCall
 from tiacc.backends.cudnn.program import CONSTANT, Buffer, Program, Ref, key_of
+from tiacc.graph import torch_compat
 from tiacc.runtime import buffers
 
 Packed = dict[tuple[str, str], torch.Tensor]
@@ -50,8 +51,8 @@ class Executable:
         self.bench = Bench(self.read, packed, device)
         self.calls: list[Call] = []
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs = [None if ref is None else self.read(ref) for ref in program.inputs]
-        self._outputs = [(self.read(ref), ref.shape, dtype) for ref, dtype in program.outputs]
+        self._entries = [None if entry is None else border.entry(entry, self.read(entry.ref)) for entry in program.inputs]
+        self._exits = [border.exit(ref, dtype, self.read(ref)) for ref, dtype in program.outputs]
 
     def read(self, ref: Ref) -> torch.Tensor:
         """Return the tensor of a ref."""
@@ -82,11 +83,20 @@ class Executable:
                 # libraries launch their kernels by rules of their own
                 call.overlap(waits=place > 0 and own[place - 1], triggers=place + 1 < len(own) and own[place + 1])
 
-    def fill(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Copy the inputs into their buffers, converted and laid out."""
-        for place, tensor in zip(self._inputs, inputs):
-            if place is not None:
-                place.copy_(tensor)
+    def fill(self, inputs: Sequence[torch.Tensor], stream: int | None = None) -> None:
+        """Bring the inputs into their buffers, converted and laid out.
+
+        Args:
+            inputs: The caller's tensors.
+            stream: The handle of the current stream, if it is known.
+        """
+        stream = self._stream() if stream is None else stream
+        for entry, tensor in zip(self._entries, inputs):
+            if entry is not None:
+                entry.bring_in(tensor, stream)
+
+    def _stream(self) -> int:
+        return torch_compat.current_stream(self.device.index or 0) if self.device.type == "cuda" else 0
 
     def steps(self) -> None:
         """Launch the steps one by one on the current stream."""
@@ -107,15 +117,15 @@ class Executable:
         """Whether the steps are recorded."""
         return self._graph is not None
 
-    def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Compute the outputs on the current stream by the graph that was recorded."""
-        for place, tensor in zip(self._inputs, inputs):
-            if place is not None:
-                place.copy_(tensor)
+    def replay(self, inputs: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
+        """Compute the outputs by the graph that was recorded, on a stream, which is the current one."""
+        for entry, tensor in zip(self._entries, inputs):
+            if entry is not None:
+                entry.bring_in(tensor, stream)
         assert self._graph is not None
         self._graph.replay()
         self.last_run = time.monotonic()
-        return self.results()
+        return [exit.bring_out(stream) for exit in self._exits]
 
     def run(self, inputs: Sequence[torch.Tensor], *, with_graph: bool) -> list[torch.Tensor]:
         """Compute the outputs on the current stream.
@@ -126,7 +136,7 @@ class Executable:
         """
         if with_graph and self.runs:
             self.capture()
-            return self.replay(inputs)
+            return self.replay(inputs, self._stream())
         self.fill(inputs)
         self.steps()
         self.runs += 1
@@ -134,7 +144,8 @@ class Executable:
 
     def results(self) -> list[torch.Tensor]:
         """Return copies of the outputs, in the types of the graph."""
-        return [torch.empty(shape, dtype=dtype, device=self.device).copy_(place) for place, shape, dtype in self._outputs]
+        stream = self._stream()
+        return [exit.bring_out(stream) for exit in self._exits]
 
 
 def run_eagerly(program: Program, inputs: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

@@ -21,7 +21,8 @@ MAX_PLANS = 4
 
 def can_fuse(step: ConvStep) -> bool:
     """Return whether cuDNN has a node for all that a step does."""
-    return has_cudnn_form(step.body) and not step.is_depthwise and all(ref.dtype != torch.bool for ref in step.operands)
+    has_form = has_cudnn_form(step.body) and all(ref.dtype != torch.bool for ref in step.operands)
+    return has_form and not step.is_depthwise and not step.is_cropped
 
 
 class FusedGraph:

@@ -52,7 +52,7 @@ def assign(program: Program) -> MemoryPlan:
 
 def lifetimes(program: Program) -> dict[Buffer, tuple[int, int]]:
     """Return the first and last step that each buffer is needed by; inputs are there before the first, outputs to the end."""
-    spans: dict[Buffer, tuple[int, int]] = {ref.buffer: (-1, -1) for ref in program.inputs if ref is not None}
+    spans: dict[Buffer, tuple[int, int]] = {entry.ref.buffer: (-1, -1) for entry in program.inputs if entry is not None}
     for index, step in enumerate(program.steps):
         for ref in step.refs():
             if ref.buffer.kind != CONSTANT:

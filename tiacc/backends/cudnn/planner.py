@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from tiacc.backends.cudnn import pointwise
+from tiacc.backends.cudnn import folding, pointwise
 from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides, dense_strides, strides_like
 from tiacc.backends.cudnn.lazy import Anchor, Expression, Lazy, Node, anchor_of, flatten, refs_of, size_of
-from tiacc.backends.cudnn.program import CONSTANT, INPUT, Buffer, PointwiseStep, Program, Ref, Step, TorchStep
+from tiacc.backends.cudnn.program import CONSTANT, INPUT, Buffer, Entry, PointwiseStep, Program, Ref, Step, TorchStep
 from tiacc.backends.cudnn.views import CASTS, RESHAPES, VIEWS
 from tiacc.errors import BuildError
 from tiacc.graph import arguments, specs
@@ -44,6 +44,7 @@ class Planner:
         self.program = Program()
         self.tf32 = tf32
         self.values: dict[fx.Node, Value] = {}
+        self.entries: dict[fx.Node, int] = {}
 
     # -- the walk ---------------------------------------------------------------------------------------------------------------
 
@@ -79,8 +80,29 @@ class Planner:
         buffer = Buffer(node.name, math.prod(shape), dtype, INPUT)
         strides = channels_last_strides(shape) if len(shape) == 4 else contiguous_strides(shape)
         ref = Ref(buffer, shape, strides)
-        self.program.inputs.append(ref)
+        self.entries[node] = len(self.program.inputs)
+        self.program.inputs.append(Entry(ref, shape, fake.dtype))
         self.values[node] = ref
+
+    def fold_input(self, node: fx.Node, fold: int) -> Ref | None:
+        """Have an image come in folded, if nobody else reads it.
+
+        Args:
+            node: The image, ``(N, C, H, W)``, as its reader has it: an input, or one that was converted.
+            fold: The squares of pixels that become one.
+        """
+        while node.target in CASTS and len(node.users) == 1 and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+        place = self.entries.get(node)
+        if place is None or len(node.users) != 1:
+            return None
+        entry = self.program.inputs[place]
+        assert entry is not None
+        images, channels, height, width = entry.shape
+        shape = (images, folding.channels_of(channels, fold), height // fold, width // fold)
+        ref = Ref(Buffer(entry.ref.buffer.name, math.prod(shape), entry.ref.dtype, INPUT), shape, channels_last_strides(shape))
+        self.program.inputs[place] = Entry(ref, entry.shape, entry.dtype, fold)
+        return ref
 
     def _plan_outputs(self, nodes: list[fx.Node]) -> None:
         for node in nodes:

@@ -6,8 +6,10 @@ import dataclasses
 import math
 from typing import Any
 
+import torch
 from torch import fx
 
+from tiacc.backends.cudnn import folding
 from tiacc.backends.cudnn.body import COPY, Body
 from tiacc.backends.cudnn.layouts import FLOATS, as_image, channels_last_strides, contiguous_strides, is_matrix, operand_kind
 from tiacc.backends.cudnn.lazy import Anchor, Expression, Lazy, Node
@@ -36,7 +38,12 @@ def convolution(planner: Planner, node: fx.Node, args: dict[str, Any]) -> Lazy |
         weight = weight.unsqueeze(2)
         ref = _image_of_rows(planner, source)
     else:
-        ref = planner.image(source)
+        folded = _folded(planner, source, weight, stride, padding, dilation) if not transposed and args["groups"] == 1 else None
+        if folded is not None:
+            ref, weight, padding = folded
+            stride = (1, 1)
+        else:
+            ref = planner.image(source)
     shape = shape_of(node)
     image = shape if rank == 2 else (shape[0], shape[1], 1, shape[2])
     step = ConvStep(
@@ -62,6 +69,18 @@ def convolution(planner: Planner, node: fx.Node, args: dict[str, Any]) -> Lazy |
         return lazy
     planned = planner.store(lazy, name=node.name)
     return planned.like(planned.meta().squeeze(2))
+
+
+def _folded(
+    planner: Planner, source: fx.Node, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[Ref, torch.Tensor, tuple[int, int]] | None:
+    """Return the input of a network folded by the stride of its first layer, and the weight and padding that go with it."""
+    _, channels, height, width = shape_of(source)
+    fold = stride[0]
+    if stride != (fold, fold) or fold == 1 or dilation != (1, 1) or channels > folding.CHANNELS or height % fold or width % fold:
+        return None
+    ref = planner.fold_input(source, fold)
+    return None if ref is None else (ref, *folding.weight(weight, fold, padding))
 
 
 def _image_of_rows(planner: Planner, node: fx.Node) -> Ref:

@@ -83,7 +83,7 @@ def product(step: ConvStep, tile: Tile) -> tuple[str, list[int]]:
         parameters += ["H", "W", "OW", "XN", "XH", "XW"]
         numbers += [*step.x.shape[2:], shape.width, step.x.strides[0], step.x.strides[2], step.x.strides[3]]
     early = [place for place, kind in enumerate(kinds) if kind == "full" and tile.early]
-    lines = [*_begin(step, shape), *(f"e{place} = {_raw(place, step.operands[place])}" for place in early)]
+    lines = [*_begin(step, shape, tile), *(f"e{place} = {_raw(place, step.operands[place])}" for place in early)]
     lines += _sum(step, shape, tile)
     finish = [f"b{place} = {_operand(place, ref, kind, place in early)}" for place, (ref, kind) in enumerate(zip(step.operands, kinds))]
     body, result = triton_lines(step.body, ["acc", *(f"b{place}" for place in range(len(names)))])
@@ -124,13 +124,17 @@ class _Shape:
             return cls(images * image, outputs, inputs, sh * sw, (rows // sh, columns // sw), image, width // sw, False)
         deep, wide = inputs // step.groups, outputs // step.groups
         is_point = step.is_point and is_rows(step.x)
-        if inputs <= NARROW and columns > 1 and step.groups == 1 and step.dilation == (1, 1) and step.x.strides[3] == inputs:
+        is_narrow = inputs <= NARROW and columns > 1 and columns * inputs <= 128 and step.groups == 1 and step.dilation == (1, 1)
+        if is_narrow and step.x.strides[3] == inputs:
             return cls(images * height * width, wide, columns * inputs, 1, (rows, 1), height * width, width, False, True)
         return cls(images * height * width, wide, deep, step.groups, (rows, columns), height * width, width, is_point)
 
 
-def _begin(step: ConvStep, shape: _Shape) -> list[str]:
-    """Return the statements that find the tile, the pixels it reads and those it writes."""
+def _begin(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
+    """Return the statements that find the tile, the pixels it reads and those it writes.
+
+    Where tiles fit the sizes nothing is masked, and the reads are as wide as they can be.
+    """
     lines = [
         "pid = tl.program_id(0)",
         "rows = tl.cdiv(M, BM)",
@@ -143,8 +147,8 @@ def _begin(step: ConvStep, shape: _Shape) -> list[str]:
         "m = m0 + tl.arange(0, BM)",
         "nn = n0 + tl.arange(0, BN)",
         "k = tl.arange(0, BK)",
-        "mmask = m < M",
-        "nmask = nn < N",
+        "mmask = m < M" if shape.pixels % tile.high else "mmask = m >= 0",
+        "nmask = nn < N" if shape.wide % tile.wide else "nmask = nn >= 0",
         "mask = mmask[:, None] & nmask[None, :]",
         "image = m // IMAGE",
         "acc = tl.zeros((BM, BN), tl.float32)",
@@ -191,60 +195,65 @@ def _begin(step: ConvStep, shape: _Shape) -> list[str]:
 
 
 def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
-    """Return the loop over taps and input channels, or over one part of it."""
+    """Return the loop over taps and input channels, or over one part of it.
+
+    It is one loop, whatever it runs over: Triton asks for what the next rounds read while a round is computed, and does so for the
+    rounds of the innermost loop alone.
+    """
     dot = f"acc = tl.dot(a, b, acc, input_precision={repr('tf32') if step.tf32 else repr('ieee')})"
+    deep = " & (kk < K)[None, :]" if shape.deep % tile.deep else ""
+    filters = _masked(
+        "filters + {0}[:, None]",
+        "nmask[None, :]" if shape.wide % tile.wide else "",
+        "(kk < K)[:, None]" if shape.deep % tile.deep else "",
+    )
+    count = shape.taps[0] * shape.taps[1]
     if shape.is_point:
-        steps = ["kk = k0 + k"]
-        read = ["a = tl.load(pixels + kk[None, :], mask=mmask[:, None] & (kk < K)[None, :], other=0.0)"]
-        filters = "b = tl.load(filters + kk[:, None], mask=nmask[None, :] & (kk < K)[:, None], other=0.0)"
-        if tile.split == 1:
-            return ["for k0 in range(0, K, BK):", *(f"    {line}" for line in (*steps, *read, filters, dot))]
-        loop = ["part = tl.program_id(2)", f"each = tl.cdiv(tl.cdiv(K, BK), {tile.split}) * BK"]
-        return [
-            *loop,
-            "for k0 in range(part * each, tl.minimum((part + 1) * each, K), BK):",
-            *(f"    {line}" for line in (*steps, *read, filters, dot)),
-        ]
-    if shape.is_narrow:
+        reach = "mmask[:, None]" if shape.pixels % tile.high else ""
         inner = [
-            f"h = top + tap * {step.dilation[0]}",
-            "inside = mmask & (h >= 0) & (h < H)",
-            "column = left[:, None] + k[None, :]",
-            f"valid = inside[:, None] & (column >= 0) & (column < W * {step.x.shape[1]}) & (k < K)[None, :]",
-            "a = tl.load((base + h * XH)[:, None] + k[None, :], mask=valid, other=0.0)",
-            "b = tl.load(filters + (tap * K + k)[:, None], mask=nmask[None, :] & (k < K)[:, None], other=0.0)",
+            "kk = index * BK + k",
+            f"a = {_masked('pixels + kk[None, :]', reach, deep.removeprefix(' & '))}",
+            f"b = {filters.format('kk')}",
             dot,
         ]
-        return [f"for tap in tl.static_range(0, {shape.taps[0]}):", *(f"    {line}" for line in inner)]
-    tap = [
-        f"h = top + (tap // {shape.taps[1]}) * {1 if step.transposed else step.dilation[0]}",
-        f"w = left + (tap % {shape.taps[1]}) * {1 if step.transposed else step.dilation[1]}",
-        "inside = mmask & (h >= 0) & (h < H) & (w >= 0) & (w < W)",
-        "pixels = base + h * XH + w * XW",
-    ]
-    inner = [
-        "kk = k0 + k",
-        "a = tl.load(pixels[:, None] + kk[None, :], mask=inside[:, None] & (kk < K)[None, :], other=0.0)",
-        "b = tl.load(filters + (tap * K + kk)[:, None], mask=nmask[None, :] & (kk < K)[:, None], other=0.0)",
-        dot,
-    ]
-    count = shape.taps[0] * shape.taps[1]
-    if tile.split == 1:
-        return [
-            f"for tap in range(0, {count}):",
-            *(f"    {line}" for line in tap),
-            "    for k0 in range(0, K, BK):",
-            *(f"        {line}" for line in inner),
+    elif shape.is_narrow:
+        inner = [
+            f"h = top + index * {step.dilation[0]}",
+            "inside = mmask & (h >= 0) & (h < H)",
+            "column = left[:, None] + k[None, :]",
+            f"valid = inside[:, None] & (column >= 0) & (column < W * {step.x.shape[1]}){deep.replace('kk', 'k')}",
+            "a = tl.load((base + h * XH)[:, None] + k[None, :], mask=valid, other=0.0)",
+            f"b = {filters.replace('kk', 'k').format('(index * K + k)')}",
+            dot,
         ]
+    else:
+        blocks = -(-shape.deep // tile.deep)
+        dilation = (1, 1) if step.transposed else step.dilation
+        inner = [
+            f"tap = index // {blocks}",
+            f"kk = (index % {blocks}) * BK + k",
+            f"h = top + (tap // {shape.taps[1]}) * {dilation[0]}",
+            f"w = left + (tap % {shape.taps[1]}) * {dilation[1]}",
+            "inside = mmask & (h >= 0) & (h < H) & (w >= 0) & (w < W)",
+            f"a = tl.load((base + h * XH + w * XW)[:, None] + kk[None, :], mask=inside[:, None]{deep}, other=0.0)",
+            f"b = {filters.format('(tap * K + kk)')}",
+            dot,
+        ]
+    rounds = "tl.cdiv(K, BK)" if shape.is_point else str(count if shape.is_narrow else count * -(-shape.deep // tile.deep))
+    if tile.split == 1:
+        return [f"for index in range(0, {rounds}):", *(f"    {line}" for line in inner)]
     return [
         "part = tl.program_id(2)",
-        "blocks = tl.cdiv(K, BK)",
-        f"each = tl.cdiv({count} * blocks, {tile.split})",
-        f"for index in range(part * each, tl.minimum((part + 1) * each, {count} * blocks)):",
-        "    tap = index // blocks",
-        "    k0 = (index % blocks) * BK",
-        *(f"    {line}" for line in (*tap, *inner)),
+        f"each = tl.cdiv({rounds}, {tile.split})",
+        f"for index in range(part * each, tl.minimum((part + 1) * each, {rounds})):",
+        *(f"    {line}" for line in inner),
     ]
+
+
+def _masked(place: str, *masks: str) -> str:
+    """Return the expression that reads from a place, with those masks that there are."""
+    needed = " & ".join(mask for mask in masks if mask)
+    return f"tl.load({place}, mask={needed}, other=0.0)" if needed else f"tl.load({place})"
 
 
 def _joined(tile: Tile, finish: Sequence[str]) -> list[str]:
@@ -331,10 +340,9 @@ def tiles(step: ConvStep) -> list[Tile]:
     shape = _Shape.of(step)
     if shape.is_narrow:
         deep = max(16, 1 << (shape.deep - 1).bit_length())
-        if deep > 128:
-            return []
         wide = 32 if shape.wide <= 32 else 64
-        return [Tile(high, wide, deep, warps, 2) for high, warps in ((64, 4), (128, 4), (128, 8))]
+        kinds = ((64, 4, 3), (64, 4, 4), (128, 4, 3), (128, 4, 4), (128, 8, 3), (256, 8, 2))
+        return [Tile(high, wide, deep, warps, stages) for high, warps, stages in kinds]
     taps = shape.taps[0] * shape.taps[1]
     steps = taps * -(-shape.deep // 64)
     is_large = -(-shape.pixels // 128) * -(-shape.wide // 128) >= MULTIPROCESSORS
@@ -342,9 +350,10 @@ def tiles(step: ConvStep) -> list[Tile]:
         return []
     has_full = any(operand_kind(ref) == "full" for ref in step.operands)
     found: list[Tile] = []
-    for sizes in _TILES_FP32 if step.x.dtype.itemsize == 4 else _TILES:
-        high, wide, deep = sizes[:3]
-        if high > max(16, 2 * shape.pixels) or wide > max(16, 2 * shape.wide) or deep > max(32, 2 * shape.deep):
+    fitting = max(16, 1 << (shape.deep - 1).bit_length())
+    for high, wide, deep, warps, stages in _TILES_FP32 if step.x.dtype.itemsize == 4 else _TILES:
+        sizes = (high, wide, min(deep, fitting), warps, stages)
+        if high > max(16, 2 * shape.pixels) or wide > max(16, 2 * shape.wide):
             continue
         count = -(-shape.pixels // high) * -(-shape.wide // wide) * shape.kinds
         if (high * wide < 64 * 64 and count > 4 * MULTIPROCESSORS) or (high * wide > 64 * 64 and count < MULTIPROCESSORS // 2):
@@ -359,10 +368,10 @@ def tiles(step: ConvStep) -> list[Tile]:
             for split in (2, 4, 8, 16)
             if MULTIPROCESSORS // 2 <= count * split <= 2 * MULTIPROCESSORS and steps >= 2 * split
         ]
-    return found or [Tile(*_TILES[0])]
+    return list(dict.fromkeys(found)) or [Tile(*_TILES[0])]
 
 
-NARROW = 4
+NARROW = 16
 """Pixels of at most so many channels are read a row of the kernel at a time."""
 
 MULTIPROCESSORS = 132

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from tiacc.backends.cudnn import eager
 from tiacc.backends.cudnn.engine import CudnnEngine
 from tiacc.backends.cudnn.program import ConvStep, Ref, Step, TorchStep, key_of, title
-from tiacc.backends.cudnn.tactics import microseconds
+from tiacc.backends.cudnn.tactics import error_of, microseconds
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class StepTime:
         microseconds: Its time in a CUDA graph that repeats it alone.
         bytes: What it reads and writes, each tensor once.
         flops: Its floating-point operations, where it is a convolution or a product; else 0.
+        relative_error: Of its result, against torch's on the same operands.
     """
 
     title: str
@@ -32,6 +34,7 @@ class StepTime:
     microseconds: float
     bytes: int
     flops: int
+    relative_error: float
 
     def floor(self, bytes_per_second: float, flops_per_second: float) -> float:
         """Return the least time it could take, in microseconds, at a bandwidth and a rate."""
@@ -54,10 +57,13 @@ def profile(engine: CudnnEngine, inputs: Sequence[torch.Tensor]) -> list[StepTim
         for step in executable.program.steps:
             tactic = engine.tactics.get(key_of(step)) or bench.tactics(step)[0]
             call = bench.bind(step, tactic)
-            call()
             out = step.outs[0] if isinstance(step, TorchStep) else step.out
+            eager.compute(step, bench.read)
+            wanted = bench.read(out).float()
+            call()
+            error = error_of(bench.read(out), wanted)
             flops = step.flops() if isinstance(step, ConvStep) else 0
-            found.append(StepTime(title(step), out.shape, tactic, microseconds(call, device), bytes_of(step), flops))
+            found.append(StepTime(title(step), out.shape, tactic, microseconds(call, device), bytes_of(step), flops, error))
         bench.forget()
     return found
 

@@ -161,6 +161,14 @@ class ConvStep:
             and self.groups == 1
         )
 
+    @property
+    def is_cropped(self) -> bool:
+        """Whether the last rows and columns, which the padding would give, are not wanted."""
+        if self.transposed:
+            return False
+        sizes = zip(self.x.shape[2:], self.padding, self.dilation, self.weight.shape[2:], self.stride, self.out.shape[2:])
+        return any((size + 2 * pad - dilation * (taps - 1) - 1) // stride + 1 != out for size, pad, dilation, taps, stride, out in sizes)
+
     def flops(self) -> int:
         """Return its floating-point operations, two a multiplication and addition."""
         taps = math.prod(self.weight.shape[1:])
@@ -271,7 +279,27 @@ def _refs_in(value: Any) -> Iterator[Ref]:
             yield from _refs_in(item)
 
 
-Step: TypeAlias = "PointwiseStep | ConvStep | PoolStep | ReduceStep | RowStep | TorchStep"
+KernelStep: TypeAlias = "PointwiseStep | ConvStep | PoolStep | ReduceStep | RowStep"
+"""The steps with one result and kernels for it."""
+
+Step: TypeAlias = "KernelStep | TorchStep"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How an input comes into a program.
+
+    Attributes:
+        ref: Where it is laid out, converted to the type of that buffer.
+        shape: The shape of the caller's tensor.
+        dtype: The type of the caller's tensor.
+        fold: The squares of pixels that become one, as `folding.image` does; 1 where the shape stays.
+    """
+
+    ref: Ref
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fold: int = 1
 
 
 @dataclass
@@ -279,14 +307,14 @@ class Program:
     """The steps of a subgraph at one set of input shapes.
 
     Attributes:
-        inputs: The buffer that each input is copied into; None for one that is not read.
+        inputs: How each input comes in; None for one that is not read.
         outputs: Where each output is, and the type it is returned in.
         steps: In order.
         constants: The buffers of weights and the like.
         shapes: The shapes of the inputs.
     """
 
-    inputs: list[Ref | None] = field(default_factory=list)
+    inputs: list[Entry | None] = field(default_factory=list)
     outputs: list[tuple[Ref, torch.dtype]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     constants: list[Buffer] = field(default_factory=list)

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from tiacc.backends.cudnn import eager
 from tiacc.backends.cudnn.fused import FusedGraph
-from tiacc.backends.cudnn.launch import Bench, TritonCall
-from tiacc.backends.cudnn.program import ConvStep, Program, Step, key_of, signature
+from tiacc.backends.cudnn.launch import Bench, Call, TritonCall
+from tiacc.backends.cudnn.program import ConvStep, KernelStep, Program, Step, TorchStep, key_of, signature, title
 from tiacc.errors import BuildError
 
 _log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ def _compile_ahead(program: Program, bench: Bench, cache: TacticCache, seconds: 
 
 
 def _measured(step: Step, bench: Bench, cache: TacticCache, end: float) -> str:
-    """Return the fastest tactic of a step.
+    """Return the fastest tactic of a step, of those that compute what torch does.
 
     Raises:
         BuildError: None works.
@@ -152,9 +153,12 @@ def _measured(step: Step, bench: Bench, cache: TacticCache, end: float) -> str:
     timed: list[tuple[float, str]] = []
     failure: Exception | None = None
     candidates = bench.tactics(step)
+    wanted = None if isinstance(step, TorchStep) else _computed_by_torch(step, bench)
     for tactic in candidates:
         try:
             call = bench.bind(step, tactic)
+            if wanted is not None and not isinstance(step, TorchStep):
+                _require_agreement(step, bench, call, wanted)
             if len(candidates) == 1 or time.perf_counter() > end:
                 call()
                 if not timed:
@@ -162,10 +166,44 @@ def _measured(step: Step, bench: Bench, cache: TacticCache, end: float) -> str:
                 break
             timed.append((microseconds(call, bench.device), tactic))
         except Exception as error:  # noqa: BLE001 - whatever cuDNN, Triton or torch raise: this tactic is out, others are left
+            _log.debug("%s of %s: %s", tactic, title(step), error)
             failure = error
     if not timed:
         raise BuildError(f"no way to run {signature(step)[:200]} works here; the last failed with: {failure}")
     return cache.add(step, timed)
+
+
+TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 5e-3}
+"""The largest relative error of a step, by the type of its result; float32 may have been rounded to TensorFloat-32 on the way."""
+
+
+def _computed_by_torch(step: KernelStep, bench: Bench) -> torch.Tensor | None:
+    """Return what a step computes by torch alone; None where torch cannot say, or where it is no number."""
+    try:
+        eager.compute(step, bench.read)
+    except RuntimeError:
+        return None
+    found = bench.read(step.out).float()
+    return found if step.out.dtype in TOLERANCE and bool(found.isfinite().all()) else None
+
+
+def _require_agreement(step: KernelStep, bench: Bench, call: Call, wanted: torch.Tensor) -> None:
+    """Run a step by a tactic, over numbers that are none.
+
+    Raises:
+        BuildError: What it writes is not what torch computes.
+    """
+    out = bench.read(step.out)
+    out.fill_(float("nan"))
+    call()
+    error = error_of(out, wanted)
+    if not error <= TOLERANCE[step.out.dtype]:
+        raise BuildError(f"its result is off by {error:.1e}")
+
+
+def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the relative error of the whole of a tensor."""
+    return float((found.float() - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
 def microseconds(call: Callable[[], None], device: torch.device) -> float:

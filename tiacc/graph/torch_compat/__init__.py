@@ -1,5 +1,6 @@
 """Every private name of torch that tiacc's graph code touches, and what differs between torch 2.11 and 2.14."""
 
+from tiacc.graph.torch_compat.devices import current_stream as current_stream
 from tiacc.graph.torch_compat.operators import Parameter as Parameter
 from tiacc.graph.torch_compat.operators import bind as bind
 from tiacc.graph.torch_compat.operators import dtype_number as dtype_number
