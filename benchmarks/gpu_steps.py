@@ -11,6 +11,7 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def measure(name: str, batch: int, level: int, cache: Path | None) -> dict[str, 
     assert isinstance(engine, CudnnEngine)
     given = tuple(inputs[: len(engine.inputs)])
     steps = profile(engine, given)
+    engine.run(given)
+    executable = engine.executable(given, torch.cuda.current_stream().cuda_stream)
+    engine.run(given)
     return {
         "model": name,
         "batch": batch,
@@ -61,6 +65,11 @@ def measure(name: str, batch: int, level: int, cache: Path | None) -> dict[str, 
         "relative_error": error,
         "build_seconds": round(seconds, 1),
         "whole_microseconds": round(whole(engine, given), 1),
+        "host_microseconds": {
+            "model": host(lambda: compiled.module(*inputs)),
+            "engine": host(lambda: engine.run(given)),
+            "launch": host(executable.launch),
+        },
         "steps": [dataclasses.asdict(step) for step in steps],
     }
 
@@ -80,6 +89,17 @@ def whole(engine: CudnnEngine, inputs: tuple[torch.Tensor, ...]) -> float:
         end.synchronize()
         times.append(begin.elapsed_time(end) * 50)
     return min(times)
+
+
+def host(call: Callable[[], Any]) -> float:
+    """Return the time that a call takes on the host, in microseconds; the GPU has nothing else to do."""
+    times = []
+    for _ in range(100):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - begin) * 1e6)
+    return round(sorted(times)[50], 1)
 
 
 def flat(outputs: Any) -> list[torch.Tensor]:
@@ -103,7 +123,8 @@ def table(row: dict[str, Any]) -> str:
         total, least = total + step.microseconds, least + floor
     head = (
         f"== {row['model']} batch {row['batch']} level {row['level']}: whole {row['whole_microseconds']:.0f} us, steps {total:.0f} us, "
-        f"floor {least:.0f} us, error {row['relative_error']:.1e}, built in {row['build_seconds']:.0f} s"
+        f"floor {least:.0f} us, error {row['relative_error']:.1e}, built in {row['build_seconds']:.0f} s, "
+        f"host {row['host_microseconds']} us"
     )
     lines = [
         f"{count:3.0f}x {time / count:7.1f} us  floor {floor / count:6.1f}  {name} {list(shape)} {tactic} error {error:.0e}"

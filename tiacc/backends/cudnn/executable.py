@@ -117,13 +117,17 @@ class Executable:
         """Whether the steps are recorded."""
         return self._graph is not None
 
+    def launch(self) -> None:
+        """Launch the graph that was recorded on the current stream."""
+        assert self._graph is not None
+        self._graph.replay()
+
     def replay(self, inputs: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """Compute the outputs by the graph that was recorded, on a stream, which is the current one."""
         for entry, tensor in zip(self._entries, inputs):
             if entry is not None:
                 entry.bring_in(tensor, stream)
-        assert self._graph is not None
-        self._graph.replay()
+        self.launch()
         self.last_run = time.monotonic()
         return [exit.bring_out(stream) for exit in self._exits]
 

@@ -59,7 +59,7 @@ def profile(engine: CudnnEngine, inputs: Sequence[torch.Tensor]) -> list[StepTim
             call = bench.bind(step, tactic)
             out = step.outs[0] if isinstance(step, TorchStep) else step.out
             eager.compute(step, bench.read)
-            wanted = bench.read(out).float()
+            wanted = bench.read(out).to(torch.float32, copy=True)
             call()
             error = error_of(bench.read(out), wanted)
             flops = step.flops() if isinstance(step, ConvStep) else 0

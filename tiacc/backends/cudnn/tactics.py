@@ -28,6 +28,9 @@ REPEATS = 10
 
 ROUNDS = 4
 
+SLACKS = (0.4, 0.8, 1.6)
+"""How many microseconds more a kernel may take that is set up while the one before it ends."""
+
 
 class TacticCache:
     """Tactics by the steps they are best for, in a file that can be read, merged and deleted.
@@ -59,6 +62,15 @@ class TacticCache:
             "others": {name: round(time, 3) for time, name in sorted(timed) if name != tactic},
         }
         return tactic
+
+    def own(self, step: Step, slack: float) -> str | None:
+        """Return the fastest tactic of a step that is a kernel of ours, if it takes at most so many microseconds more than the best."""
+        entry = self._known.get(key_of(step), {})
+        if str(entry.get("tactic", "")).startswith("triton"):
+            return str(entry["tactic"])
+        others = {name: time for name, time in entry.get("others", {}).items() if name.startswith("triton")}
+        name = min(others, key=others.__getitem__, default=None)
+        return name if name is not None and others[name] <= entry["microseconds"] + slack else None
 
     def save(self) -> None:
         """Write what was added into the file, beside what others wrote meanwhile."""
@@ -108,6 +120,16 @@ def choose(program: Program, bench: Bench, cache: TacticCache, seconds: float) -
     _log.debug("tuned, %.1f s left", end - time.perf_counter())
     cache.save()
     return chosen
+
+
+def overlapping(program: Program, chosen: dict[str, str], cache: TacticCache) -> list[dict[str, str]]:
+    """Return other choices for a program that may be faster as a whole: kernels of ours, which overlap, where they cost little more."""
+    found: list[dict[str, str]] = []
+    for slack in SLACKS:
+        choice = {key_of(step): cache.own(step, slack) or chosen[key_of(step)] for step in program.steps}
+        if choice != chosen and choice not in found:
+            found.append(choice)
+    return found
 
 
 def _works(bench: Bench, step: Step, tactic: str) -> bool:
@@ -183,7 +205,7 @@ def _computed_by_torch(step: KernelStep, bench: Bench) -> torch.Tensor | None:
         eager.compute(step, bench.read)
     except RuntimeError:
         return None
-    found = bench.read(step.out).float()
+    found = bench.read(step.out).to(torch.float32, copy=True)
     return found if step.out.dtype in TOLERANCE and bool(found.isfinite().all()) else None
 
 
