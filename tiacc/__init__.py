@@ -17,6 +17,7 @@ from tiacc.runtime import ops as _ops  # noqa: F401 - registers tiacc::run_engin
 if TYPE_CHECKING:
     from tiacc import backends as backends
     from tiacc import debug as debug
+    from tiacc import operators as operators
     from tiacc import passes as passes
     from tiacc.api import explain as explain
     from tiacc.api import optimize as optimize
@@ -32,7 +33,7 @@ _LAZY = {
     "OptimizedReport": "tiacc.report",
 }
 
-_MODULES = ("backends", "debug", "passes")
+_MODULES = ("backends", "debug", "operators", "passes")
 
 __all__ = ["Explanation", "OptimizedReport", "Options", "TiaccError", "errors", "explain", "optimize"]
 __version__ = "0.1.0"

@@ -19,6 +19,7 @@ from tiacc.graph.regions import ImportResult, Region
 from tiacc.model_graph import GraphNode, ModelGraph, nodes_of
 from tiacc.passes.base import Fuel, Instrument, Pass, PassContext
 from tiacc.passes.cast_half import KEEP, CastReport
+from tiacc.passes.expand_operators import BACKENDS
 from tiacc.passes.instruments import TimingInstrument
 from tiacc.precision import Precision, precision_of
 from tiacc.report import FallbackRow, PassRow, SegmentRow
@@ -176,7 +177,7 @@ def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phas
     for region in imported.regions:
         timing = TimingInstrument()
         dtypes.update(specs.tensor_of(node).dtype for node in region.graph.graph.nodes if specs.is_tensor(node))
-        data = {KEEP: plan.keep_fp32.get(region.index, {})}
+        data = {KEEP: plan.keep_fp32.get(region.index, {}), BACKENDS: plan.backends}
         ctx = PassContext(plan.device, fuel, (timing, *plan.instruments), data)
         gm = plan.pipeline(region.graph, ctx).graph
         rows.extend(PassRow(row.name, row.changes, row.ms, region.index, _notes(ctx.data.get(row.name))) for row in timing.totals())

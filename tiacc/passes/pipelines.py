@@ -10,6 +10,7 @@ from tiacc.passes.cast_half import CastHalf
 from tiacc.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from tiacc.passes.eliminate_dead_code import EliminateDeadCode
 from tiacc.passes.eliminate_identities import EliminateIdentities
+from tiacc.passes.expand_operators import ExpandOperators
 from tiacc.passes.fold_batch_norm import FoldBatchNorm
 from tiacc.passes.fold_constants import FoldConstants
 from tiacc.passes.manager import PassManager
@@ -54,4 +55,4 @@ def pipeline(
         passes = (*passes, CastHalf(dtype=dtype, keep_fp32=tuple(keep_fp32)), EliminateDeadCode())
     elif level != 0:
         raise InvalidArgumentError(f"optimization_level={level!r}: there are 0 (lossless) and 1 (half precision)")
-    return PassManager(passes)
+    return PassManager((*passes, ExpandOperators()))

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tiacc import operators
 from tiacc.graph import arguments, torch_compat
 from tiacc.passes import rewrite
 
@@ -163,6 +164,10 @@ TABLE: dict[str, Policy] = _table()
 """The policy of each operator of aten by its name without the overload."""
 
 
+UNKNOWN = Policy(Kind.KEEP, "it has no entry in the table of precisions")
+"""The policy of what is not in the table."""
+
+
 def op_name(node: fx.Node) -> str:
     """Return the name of the operator that a node calls, without namespace and overload: ``"conv2d"``; empty if it calls none."""
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -190,15 +195,16 @@ def matches(node: fx.Node, pattern: str, path: str = "") -> bool:
 
 
 def policy_of(node: fx.Node, half: torch.dtype) -> Policy:
-    """Return what is to be done with a call of an aten operator when `half` is the dtype of half precision.
+    """Return what is to be done with a call of an operator when `half` is the dtype of half precision.
 
     Beside the table it looks at the arguments: an operator stays in float32 if it is asked for a dtype of its own, if a number among
     its arguments does not fit in `half`, or if it is a sum of more than `SUM_LIMIT` terms.
     """
     name = op_name(node)
+    policy = TABLE.get(name, UNKNOWN)
     if not name or node.target.namespace != "aten":  # type: ignore[union-attr]
-        return Policy(Kind.KEEP, "it has no entry in the table of precisions")
-    policy = TABLE.get(name, Policy(Kind.KEEP, "it has no entry in the table of precisions"))
+        told = operators.taught(node.target)
+        policy = UNKNOWN if told is None else Policy(Kind(told.precision), "it was taught to stay" if told.precision == "keep" else "")
     if name == "sum" and _terms(node) <= SUM_LIMIT:
         policy = Policy(Kind.FOLLOW)
     if policy.kind in (Kind.KEEP, Kind.CONVERT):
