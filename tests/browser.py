@@ -89,6 +89,10 @@ class Browser:
         """Open a file, and wait until it is loaded."""
         self._ask("/url", {"url": page.absolute().as_uri()})
 
+    def enter(self, selector: str) -> None:
+        """Go into a frame."""
+        self._ask("/frame", {"id": self._ask("/element", {"using": "css selector", "value": selector})})
+
     def run(self, script: str, *arguments: Any) -> Any:
         """Run the body of a function in the page, and return what it returns."""
         return self._ask("/execute/sync", {"script": script, "args": list(arguments)})

@@ -308,7 +308,7 @@ def test_passes_are_watched(tmp_path, capsys):
     assert cli.main([*words, "--dump", str(tmp_path / "dump"), "--verify-each", "--stop-after", "fold-batch-norm"]) == 0
     ran = [row["name"] for row in json.loads(capsys.readouterr().out)["passes"]]
     assert ran[-1] == "fold-batch-norm"
-    dumps = sorted(path.name for path in (tmp_path / "dump").iterdir())
+    dumps = sorted(path.name for path in (tmp_path / "dump").glob("*.txt"))
     assert dumps[0] == "000-input.txt" and dumps[-1].endswith("-fold-batch-norm.txt")
     assert "aten.batch_norm" in (tmp_path / "dump" / dumps[0]).read_text()
     assert "aten.batch_norm" not in (tmp_path / "dump" / dumps[-1]).read_text()

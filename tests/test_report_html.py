@@ -7,25 +7,30 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import tiacc
+from tests.browser import Browser, missing
 from tests.helpers import Dim, Sketch
 from tests.test_report import make_report
 from tiacc.backends import partitioner
 from tiacc.backends.reference import ReferenceBackend
 from tiacc.errors import InvalidArgumentError
 from tiacc.model_graph import IN_TORCH, GraphNode, ModelGraph, nodes_of
+from tiacc.passes import PassContext, PassManager, RewriteRule
+from tiacc.passes.instruments import DumpInstrument
 from tiacc.precision import KeptRow, Precision, SensitivityRow
 from tiacc.report import FallbackRow, OptimizedReport, PassRow
 
 aten = torch.ops.aten
 TEMPLATES = Path(tiacc.__file__).parent / "templates"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 
 
 def model_of(count: int) -> OptimizedReport:
@@ -123,7 +128,7 @@ def test_a_page_that_cannot_be_written(tmp_path):
 
 def test_a_notebook_shows_the_page_in_a_frame():
     shown = model_of(20)._repr_html_()
-    frame = re.search(r'<iframe srcdoc="([^"]*)"', shown)
+    frame = re.search(r'<iframe sandbox="allow-scripts" srcdoc="([^"]*)"', shown)
     assert frame and html.unescape(frame[1]).startswith("<!doctype html>")
     assert "<iframe" not in make_report()._repr_html_()
 
@@ -175,85 +180,120 @@ def test_groups_and_their_layout(count):
         assert (result["found"], result["revealed"]) == (len(range(10, count - 1, 100)), True)
 
 
-USE_SCRIPT = """
-const byId = (id) => document.getElementById(id), boxes = () => document.querySelectorAll("#canvas .box"), seen = {};
-const click = (element) => element.dispatchEvent(new MouseEvent("click", { bubbles: true }));
-seen.ready = Number(document.documentElement.dataset.readyMs);
-seen.gain = byId("gain").textContent;
-seen.legend = byId("legend").textContent;
-seen.bars = document.querySelectorAll("#latency .bar").length;
-seen.passes = document.querySelectorAll("#timeline span").length;
-seen.start = boxes().length;
-seen.text = document.getElementById("page").textContent;
-byId("search").value = "nonzero";
-byId("search").dispatchEvent(new Event("input"));
-seen.found = document.querySelectorAll("#results button").length;
-click(document.querySelector("#results button"));
-seen.details = byId("details").textContent;
-seen.selected = document.querySelectorAll(".box.selected").length;
-seen.near = document.querySelectorAll("path.near").length;
-click(boxes()[0]);
-seen.clicked = byId("details").querySelector("h3").textContent;
-const before = document.querySelector("#canvas g").getAttribute("transform");
-click(byId("zoom-in"));
-seen.zoomed = document.querySelector("#canvas g").getAttribute("transform") !== before;
-click(byId("close-all"));
-seen.closed = boxes().length;
-boxes()[1].dispatchEvent(new MouseEvent("dblclick", { bubbles: true }));
-seen.opened = boxes().length;
-byId("mode").value = "segment";
-byId("mode").dispatchEvent(new Event("change"));
-seen.bySegment = byId("tree").textContent;
-document.documentElement.dataset.seen = JSON.stringify(seen);
-"""
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Callable[..., Browser]]:
+    """Return what opens a page in Chromium."""
+    if missing():
+        pytest.skip(missing())
+    with ExitStack() as stack:
+
+        def opened(page: Path, **fields: Any) -> Browser:
+            made = stack.enter_context(Browser(tmp_path, **fields))
+            made.open(page)
+            return made
+
+        yield opened
 
 
-def check_use(seen: dict, count: int) -> None:
-    """Check what `USE_SCRIPT` saw."""
-    left = len(range(10, count - 1, 100))
-    assert seen["gain"] == "2.28 ×" and seen["bars"] == 6 and seen["passes"] == 2
-    for part in ("fold-batch-norm: bn: <its input> is read elsewhere", "50.0 % of the operators and 75.0 % of the arithmetic, with 7"):
-        assert part in seen["text"]
-    assert f"Torch, left there: {left}" in seen["legend"] and f"openvino: {count - 2 - left}" in seen["legend"]
-    assert seen["start"] <= 60
-    assert seen["found"] == min(left, 50)
-    parts = ("aten.nonzero.default", "int64[7]", "net.py:7", "openvino: size <depends> on data", "Torch", "numbers are large", "error inf")
-    for part in parts:
-        assert part in seen["details"]
-    assert seen["selected"] == 1 and seen["near"] >= 2 and seen["zoomed"]
-    assert seen["clicked"] == "x"
-    assert seen["closed"] <= 60 and seen["opened"] > seen["closed"]
-    assert "segment 0 openvino" in seen["bySegment"]
+def page_of(report: OptimizedReport, folder: Path) -> Path:
+    report.save_html(folder / "report.html")
+    return folder / "report.html"
 
 
-def use(report: OptimizedReport, script: str, folder: Path) -> dict:
-    """Open the page of a report in Chromium, run a script in it, and return what that saw."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser is installed: {', '.join(BROWSERS)}")
-    page = folder / "report.html"
-    report.save_html(page)
-    page.write_text(page.read_text(encoding="utf-8").replace("</body>", f"<script>{{{script}}}</script></body>"), encoding="utf-8")
-    switches = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
-    done = subprocess.run([browser, *switches, page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
-    return json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', done.stdout)[1]))
+def place_of_graph(seen: Browser) -> str:
+    return str(seen.run("return document.querySelector('#canvas g').getAttribute('transform')"))
 
 
 @pytest.mark.parametrize("count", [20, 5000])
-def test_the_page_in_a_browser(count, tmp_path, record_property):
-    seen = use(model_of(count), USE_SCRIPT, tmp_path)
-    check_use(seen, count)
-    record_property("milliseconds until the page can be used", seen["ready"])  # told, not tested: machines are busy
+def test_the_page_in_a_browser(count, tmp_path, browser):
+    """It is looked at, searched, clicked, zoomed and dragged."""
+    seen = browser(page_of(model_of(count), tmp_path))
+    left = len(range(10, count - 1, 100))
+    assert seen.text("#gain") == "2.28 ×" and seen.count("#latency .bar") == 6 and seen.count("#timeline span") == 2
+    text = seen.text("#page")
+    for part in ("fold-batch-norm: bn: <its input> is read elsewhere", "50.0 % of the operators and 75.0 % of the arithmetic, with 7"):
+        assert part in text
+    legend = seen.text("#legend")
+    assert f"Torch, left there: {left}" in legend and f"openvino: {count - 2 - left}" in legend
+    assert f"Left in Torch: {left}" in seen.text("#details")
+    assert 10 <= seen.count("#canvas .box") <= 60
+    seen.click("#search")
+    seen.write("nonzero net.py")
+    assert seen.count("#results button") == min(left, 50)
+    seen.click("#results button")
+    details = seen.text("#details")
+    told = ("aten.nonzero.default", "int64[7]", "net.py:7", "openvino: size <depends> on data", "Torch", "numbers are large", "error inf")
+    for part in told:
+        assert part in details
+    assert seen.count(".box.selected") == 1 and seen.count("path.near") >= 2
+    seen.click("#fit")
+    seen.click("#canvas .box")
+    assert seen.text("#details h3") == "x"
+    for act in (lambda: seen.click("#zoom-in"), lambda: seen.wheel("#canvas", 200), lambda: seen.drag("#canvas", 60, 40)):
+        before = place_of_graph(seen)
+        act()
+        assert place_of_graph(seen) != before
+    seen.click("#close-all")
+    closed = seen.count("#canvas .box")
+    seen.click("#canvas .box.group", times=2)
+    assert seen.count("#canvas .box") > closed <= 60
+    seen.run("const mode = document.getElementById('mode'); mode.value = 'segment'; mode.dispatchEvent(new Event('change'))")
+    assert "segment 0 openvino" in seen.text("#tree")
+    seen.click("#legend button", 1)
+    assert seen.text("#details h3") == "nonzero_10"
+    seen.run("const by = document.getElementById('colouring'); by.value = 'type'; by.dispatchEvent(new Event('change'))")
+    assert seen.text("#legend") == f"float32: {count - 2 - left}int64: {left}"
+    seen.click("#open-all")
+    assert seen.count("#canvas .box") == count
+    assert not seen.complaints()
 
 
-READ_SCRIPT = """
-const ready = document.documentElement.dataset.readyMs !== undefined, text = document.getElementById("page").textContent;
-document.documentElement.dataset.seen = JSON.stringify({ ready, text });
-"""
+@pytest.mark.parametrize("is_dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_page_fits_its_window(width, is_dark, tmp_path, browser):
+    """Nothing sticks out, text can be told from what is behind it, and the picture is not empty."""
+    report = model_of(5000)
+    report.warnings.append("a remark " * 40)
+    seen = browser(page_of(report, tmp_path), size=(width, 900), is_dark=is_dark)
+    assert seen.run("return document.documentElement.scrollWidth") <= width
+    for part in ("#canvas", "#details", "#latency"):
+        assert 200 < seen.run("return document.querySelector(arguments[0]).getBoundingClientRect().width", part) <= width
+    background, ink = seen.run("const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]")
+    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (background, ink)]
+    assert brightness[0] < 60 < 180 < brightness[1] if is_dark else brightness[1] < 60 < 180 < brightness[0]
+    assert len(seen.picture(tmp_path / "page.png")) > 10_000
 
 
-def test_the_page_of_a_report_that_has_no_graph_and_no_figures(tmp_path):
+def test_the_frame_of_a_notebook(tmp_path, browser):
+    """The page runs in its frame, and the frame cannot reach the notebook."""
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><body>{model_of(20)._repr_html_()}</body>", encoding="utf-8")
+    seen = browser(tmp_path / "notebook.html")
+    seen.click("summary")
+    assert seen.run("return document.querySelector('iframe').contentDocument") is None
+    seen.enter("iframe")
+    assert seen.text("#gain") == "2.28 ×" and seen.count("#canvas .box") == 20
+    assert not seen.complaints()
+
+
+def test_the_page_of_a_report_that_has_no_graph_and_no_figures(tmp_path, browser):
     report = make_report(baseline_latency=None, optimized_latency=None, outputs=[], passes=[], seconds=None)
-    seen = use(report, READ_SCRIPT, tmp_path)
-    assert seen["ready"] and "speed not measured" in seen["text"]
-    assert "aten.nonzero.default" in seen["text"] and "Latency" not in seen["text"] and "Graph" not in seen["text"]
+    seen = browser(page_of(report, tmp_path))
+    text = seen.text("#page")
+    assert seen.run("return document.documentElement.dataset.readyMs") and "speed not measured" in text
+    assert "aten.nonzero.default" in text and "Latency" not in text and "Graph" not in text
+    assert not seen.complaints()
+
+
+def test_the_page_of_a_dumped_graph(tmp_path, browser):
+    """It shows what a pass made, apart from what it left."""
+    sketch = Sketch()
+    x = sketch.input("x", 4)
+    gm = sketch.output(sketch.call(aten.relu.default, sketch.call(aten.mul.Tensor, x, sketch.call(aten.sigmoid.default, x))))
+    silu = RewriteRule("fuse-silu", lambda x: x * aten.sigmoid(x), lambda x: aten.silu(x)).pass_class()
+    PassManager((silu,))(gm, PassContext(instruments=(DumpInstrument(tmp_path),)))
+    seen = browser(tmp_path / "001-fuse-silu.html")
+    assert seen.text("h1") == "001 after fuse-silu: 1 change"
+    assert "new or changed: 2" in seen.text("#legend")
+    seen.click("#canvas .box", 1)
+    assert "aten.silu.default" in seen.text("#details") and "made or changed it" in seen.text("#details")
+    assert not seen.complaints()

@@ -139,7 +139,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="any other field of tiacc.Options",
     )
     debugging = parser.add_argument_group("watching the passes")
-    debugging.add_argument("--dump", type=Path, metavar="DIR", help="write the graph as text, first and after each pass that changed it")
+    debugging.add_argument("--dump", type=Path, metavar="DIR", help="write the graph as text and as a page, first and after each change")
     debugging.add_argument("--verify-each", action="store_true", help="check the graph's form and numbers after each pass that changed it")
     debugging.add_argument("--stop-after", metavar="NAME", help="run no pass behind this one")
     debugging.add_argument("--fuel", type=int, metavar="N", help="let the passes make N rewrites, to bisect which one breaks a model")

@@ -6,7 +6,7 @@ A graph of 5,000 operators is some 300 kB of JSON: all strings are in one table,
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +97,27 @@ def nodes_of(gm: fx.GraphModule, partition: Partition, region: int, built: Colle
         first: The place of its first node in the list of all nodes.
     """
     segment_of = {node: item.index for item in partition.segments if item.index in built for node in item.nodes}
-    paths = paths_of(gm)
     order: list[fx.Node] = [node for node in gm.graph.nodes if node.op == "placeholder"]
     for item in partition.order:
         order.extend([item] if isinstance(item, fx.Node) else item.nodes)
+    return _rows(gm, [*order, gm.graph.output_node()], segment_of, region, first)
+
+
+def graph_of(gm: fx.GraphModule, segment_of: Mapping[fx.Node, int]) -> ModelGraph:
+    """Return a graph that is not partitioned, in its own order.
+
+    Args:
+        gm: The graph.
+        segment_of: The number by which each node is coloured; `IN_TORCH` where it has none.
+    """
+    return ModelGraph.of(_rows(gm, [node for node in gm.graph.nodes if node.op != "get_attr"], segment_of, 0, 0))
+
+
+def _rows(
+    gm: fx.GraphModule, order: Sequence[fx.Node], segment_of: Mapping[fx.Node, int], region: int, first: int
+) -> list[GraphNode]:
+    paths = paths_of(gm)
     order = [node for node in order if not specs.is_scalar(node)]
-    order.append(gm.graph.output_node())
     places = {node: first + index for index, node in enumerate(order)}
     return [
         GraphNode(

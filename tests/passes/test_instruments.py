@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +10,7 @@ import torch
 
 from tests.helpers import Dim, Sketch
 from tiacc.errors import PostconditionError
+from tiacc.model_graph import ModelGraph
 from tiacc.passes.base import Pass, PassContext, PassResult
 from tiacc.passes.cast_half import CastHalf
 from tiacc.passes.instruments import (
@@ -62,9 +64,24 @@ def test_timing_has_a_row_for_each_run_of_a_pass_and_none_for_nested_managers():
 
 def test_dump_writes_the_input_and_each_changed_graph(tmp_path):
     PASSES(graph(), PassContext(instruments=(DumpInstrument(tmp_path / "new" / "dir"),)))
-    files = {path.name: path.read_text() for path in (tmp_path / "new" / "dir").iterdir()}
+    files = {path.name: path.read_text() for path in (tmp_path / "new" / "dir").glob("*.txt")}
     assert sorted(files) == ["000-input.txt", "001-test-swap.txt", "003-test-swap.txt"]
     assert [text.count(word) for text, word in zip((files[name] for name in sorted(files)), ("relu.d", "tanh.d", "exp.d"))] == [2, 2, 2]
+
+
+def test_dump_draws_what_each_pass_changed(tmp_path):
+    PASSES(graph(), PassContext(instruments=(DumpInstrument(tmp_path),)))
+    pages = {path.name[:3]: path.read_text() for path in tmp_path.glob("*.html")}
+    data = {number: json.loads(re.search(r'id="report">(.*?)</script>', page)[1]) for number, page in pages.items()}
+    assert [item["title"] for _, item in sorted(data.items())] == [
+        "000 input",
+        "001 after test-swap{old=relu, new=tanh}: 2 changes",
+        "003 after test-swap{old=tanh, new=exp}: 2 changes",
+    ]
+    for number, changed in (("000", set()), ("001", {"aten.tanh.default"}), ("003", {"aten.exp.default"})):
+        rows = list(ModelGraph(**data[number]["graph"]).rows())
+        assert {row.op for row in rows if row.segment} == changed
+        assert rows[0].op == "input" and not rows[0].segment and rows[-1].op == "output"
 
 
 def test_verify_sees_a_graph_that_runs_and_names_the_pass_that_broke_it():
@@ -118,7 +135,8 @@ def test_each_graph_is_dumped_from_its_beginning(tmp_path):
     for _ in range(2):
         PASSES(graph(), PassContext(instruments=(dump,)))
     names = ["000-input.txt", "001-test-swap.txt", "003-test-swap.txt", "003-input.txt", "004-test-swap.txt", "006-test-swap.txt"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == sorted(names)
+    assert {path.stem for path in tmp_path.glob("*.html")} == {path.stem for path in tmp_path.glob("*.txt")}
 
 
 def test_compare_finds_the_pass_after_which_the_numbers_differ():

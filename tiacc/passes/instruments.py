@@ -16,8 +16,10 @@ from torch import fx
 
 from tiacc.errors import PostconditionError
 from tiacc.graph import specs
+from tiacc.model_graph import graph_of
 from tiacc.passes import rewrite
 from tiacc.passes.base import Instrument, Pass, PassResult
+from tiacc.report_html import as_graph_page
 
 __all__ = [
     "ChangeLogInstrument",
@@ -76,10 +78,10 @@ class TimingInstrument:
 
 @dataclass
 class DumpInstrument:
-    """Writes each graph as text: as it was first, and after each pass that changed it.
+    """Writes each graph, as text and as a page to look at: as it was first, and after each pass that changed it.
 
-    The files are ``000-input.txt``, ``003-fold-batch-norm.txt`` and so on, numbered by the runs of passes; a model of several regions, or
-    one that is tried at several levels, has several inputs.
+    The files are ``000-input.txt`` and ``000-input.html``, ``003-fold-batch-norm.txt`` and so on, numbered by the runs of passes; a model
+    of several regions, or one that is tried at several levels, has several inputs. A page shows in colour what the pass made or changed.
 
     Attributes:
         directory: Where to write; made if it is not there.
@@ -87,26 +89,33 @@ class DumpInstrument:
 
     directory: Path
     _runs: int = field(default=0, init=False)
+    _lines: set[str] = field(default_factory=set, init=False, repr=False)
     _graph: fx.GraphModule | None = field(default=None, init=False, repr=False)
 
     def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
         """Write the graph if it is not the one that the pass before left."""
         if gm is not self._graph:
             self._graph = gm
-            self._write("input", gm)
+            self._lines = set(graph_text(gm).splitlines())
+            self._write("input", "input", gm)
 
     def after(self, pass_: Pass, result: PassResult, seconds: float) -> None:
         """Write the graph if the pass changed it."""
         self._runs += 1
         self._graph = result.graph
         if result.changes:
-            self._write(pass_.name, result.graph)
+            self._write(pass_.name, f"after {pass_}: {result.changes} change{'s'[: result.changes != 1]}", result.graph)
 
-    def _write(self, name: str, gm: fx.GraphModule) -> None:
+    def _write(self, name: str, title: str, gm: fx.GraphModule) -> None:
         directory = Path(self.directory)
         directory.mkdir(parents=True, exist_ok=True)
+        lines = {node: _line(node) for node in gm.graph.nodes}
+        graph = graph_of(gm, {node: int(line not in self._lines) for node, line in lines.items()})
+        self._lines = set(lines.values())
         safe = re.sub(r"[^\w.-]", "_", name)
-        (directory / f"{self._runs:03d}-{safe}.txt").write_text(graph_text(gm) + "\n", encoding="utf-8")
+        name = f"{self._runs:03d}-{safe}"
+        (directory / f"{name}.txt").write_text("\n".join(lines.values()) + "\n", encoding="utf-8")
+        (directory / f"{name}.html").write_text(as_graph_page(graph, f"{self._runs:03d} {title}"), encoding="utf-8")
 
 
 @dataclass
@@ -270,19 +279,20 @@ def graph_text(gm: fx.GraphModule) -> str:
 
     ``conv2d: float32[1, 64, h=8..64, 8] = aten.conv2d.default(x, weight, None, [2, 2])  # model.py:12``
     """
-    made = []
-    for node in gm.graph.nodes:
-        if node.op == "output":
-            made.append(f"return {', '.join(map(_argument, node.args[0]))}")
-            continue
-        args = [*map(_argument, node.args), *(f"{name}={_argument(value)}" for name, value in node.kwargs.items())]
-        what = {
-            "placeholder": "input",
-            "get_attr": f"constant {node.target}",
-        }.get(node.op, f"{_target(node.target)}({', '.join(args)})")
-        source = node.meta.get("source")
-        made.append(f"{node.name}: {_type(node.meta.get('val'))} = {what}" + (f"  # {source}" if source else ""))
-    return "\n".join(made)
+    return "\n".join(map(_line, gm.graph.nodes))
+
+
+def _line(node: fx.Node) -> str:
+    if node.op == "output":
+        results: Any = node.args[0]
+        return f"return {', '.join(map(_argument, results))}"
+    args = [*map(_argument, node.args), *(f"{name}={_argument(value)}" for name, value in node.kwargs.items())]
+    what = {
+        "placeholder": "input",
+        "get_attr": f"constant {node.target}",
+    }.get(node.op, f"{_target(node.target)}({', '.join(args)})")
+    source = node.meta.get("source")
+    return f"{node.name}: {_type(node.meta.get('val'))} = {what}" + (f"  # {source}" if source else "")
 
 
 def _target(target: Any) -> str:
