@@ -45,6 +45,7 @@ class CudnnBackend:
             BuildError: A node has no plan, or a step runs with no tactic.
         """
         from tiacc.backends.cudnn.engine import CudnnEngine
+        from tiacc.backends.cudnn.merging import merge_siblings
         from tiacc.graph import archive
 
         flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -52,7 +53,9 @@ class CudnnBackend:
             written = archive.to_bytes(subgraph)
         except ExportError as error:
             raise BuildError(f"the cudnn backend cannot save this subgraph: {error}") from error
-        engine = CudnnEngine(archive.from_bytes(written), spec.inputs, spec.outputs, spec.profiles, flags)
+        gm = archive.from_bytes(written)
+        merge_siblings(gm)
+        engine = CudnnEngine(gm, spec.inputs, spec.outputs, spec.profiles, flags)
         shapes = list(dict.fromkeys(profile.opt for profile in spec.profiles)) or [tuple(item.sizes() for item in spec.inputs)]
         seconds = float(spec.options.get("tuning_seconds", 60.0)) / len(shapes)
         for sizes in shapes:

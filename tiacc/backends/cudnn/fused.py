@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ Read = Callable[[Ref], torch.Tensor]
 
 MAX_PLANS = 4
 """The most plans of one graph that are tried: cuDNN lists them best first by its own estimate."""
+
+FEW_PLANS = 2
+"""How many are tried beside kernels of our own: building plans is most of the time that tuning takes."""
 
 
 def can_fuse(step: ConvStep) -> bool:
@@ -82,9 +85,9 @@ class FusedGraph:
         self._graph = graph
         self._sizes: dict[int, int | None] = {}
 
-    def plans(self) -> list[int]:
-        """Return the indices of the plans to try."""
-        return list(range(min(MAX_PLANS, self._graph.get_execution_plan_count())))
+    def plans(self, limit: int) -> list[int]:
+        """Return the indices of the plans to try, at most `limit`."""
+        return list(range(min(limit, self._graph.get_execution_plan_count())))
 
     def build(self, plan: int) -> int:
         """Build a plan, unless it is built, and return the scratch memory that it needs, in bytes.
@@ -104,9 +107,9 @@ class FusedGraph:
             raise BuildError(f"cuDNN cannot build plan {plan}")
         return size
 
-    def build_all(self) -> None:
-        """Build the plans to try, those that can be."""
-        for plan in self.plans():
+    def build_all(self, plans: Sequence[int]) -> None:
+        """Build some plans, those that can be."""
+        for plan in plans:
             with contextlib.suppress(BuildError):
                 self.build(plan)
 

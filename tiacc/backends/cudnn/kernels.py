@@ -51,13 +51,15 @@ def overlapped(source: str, *, waits: bool, triggers: bool) -> str:
 
     Args:
         source: The kernel.
-        waits: It is set up while the kernel before it runs, and waits for that to end before it reads or writes anything.
+        waits: It is set up and finds its place while the kernel before it runs, and waits for that to end before it reads or writes.
         triggers: It lets the kernel after it be set up, once it has itself waited: so what was written two kernels ago is there as well.
     """
-    head, _, rest = source.partition("\n")
-    lines = ["    tl.extra.cuda.gdc_wait()\n"] if waits else []
-    lines += ["    tl.extra.cuda.gdc_launch_dependents()\n"] if triggers else []
-    return f"{head}\n{''.join(lines)}{rest}"
+    lines = source.splitlines(keepends=True)
+    touches = (place for place, line in enumerate(lines) if "tl.load(" in line or "tl.store(" in line or line.startswith("    for "))
+    first = next(touches, 1)
+    calls = ["    tl.extra.cuda.gdc_wait()\n"] if waits else []
+    calls += ["    tl.extra.cuda.gdc_launch_dependents()\n"] if triggers else []
+    return "".join([*lines[:first], *calls, *lines[first:]])
 
 
 def is_wide(refs: Sequence[Ref]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tiacc.backends.cudnn import eager, kernels, products
-from tiacc.backends.cudnn.fused import FusedGraph, can_fuse
+from tiacc.backends.cudnn.fused import FEW_PLANS, MAX_PLANS, FusedGraph, can_fuse
 from tiacc.backends.cudnn.layouts import is_rows, row_of
 from tiacc.backends.cudnn.program import ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
 from tiacc.errors import BuildError
@@ -59,12 +59,11 @@ class Bench:
         if step.is_depthwise:
             return [f"triton:{block},4" for block in (128, 256, 512)] + [TORCH]
         graph = self.graph(step)
-        found = [f"cudnn:{plan}" for plan in graph.plans()] if graph is not None else []
+        tiles = products.tiles(step) if products.has_product(step) else []
+        found = [f"cudnn:{plan}" for plan in graph.plans(FEW_PLANS if tiles else MAX_PLANS)] if graph is not None else []
         if not found or step.is_point or step.transposed:
             found.append(TORCH)
-        if products.has_product(step):
-            found += [f"triton:{tile}" for tile in products.tiles(step)]
-        return found
+        return found + [f"triton:{tile}" for tile in tiles]
 
     def bind(self, step: Step, tactic: str) -> Call:
         """Return a call that runs a step on the current stream.

@@ -145,14 +145,14 @@ def _compile_ahead(program: Program, bench: Bench, cache: TacticCache, seconds: 
     if not seconds:
         return
     jobs: dict[tuple[Any, ...], TritonCall] = {}
-    graphs: list[FusedGraph] = []
+    graphs: list[tuple[FusedGraph, list[int]]] = []
     for step in {key_of(step): step for step in program.steps}.values():
-        if cache.find(step) is not None:
-            continue
+        known = cache.find(step)
+        tactics = bench.tactics(step) if known is None else [known]
         graph = bench.graph(step) if isinstance(step, ConvStep) else None
         if graph is not None:
-            graphs.append(graph)
-        for tactic in bench.tactics(step):
+            graphs.append((graph, [int(tactic[6:]) for tactic in tactics if tactic.startswith("cudnn:")]))
+        for tactic in tactics:
             if tactic.startswith("triton"):
                 call = bench.bind(step, tactic)
                 if isinstance(call, TritonCall):
@@ -162,7 +162,7 @@ def _compile_ahead(program: Program, bench: Bench, cache: TacticCache, seconds: 
     with ThreadPoolExecutor(max_workers=workers) as pool:
         list(pool.map(lambda call: call.compile(), jobs.values()))
         middle = time.perf_counter()
-        list(pool.map(lambda graph: graph.build_all(), graphs))
+        list(pool.map(lambda item: item[0].build_all(item[1]), graphs))
     _log.debug("%d kernels in %.1f s, %d graphs in %.1f s", len(jobs), middle - begin, len(graphs), time.perf_counter() - middle)
 
 
