@@ -1,6 +1,6 @@
 """The pages that say what each backend takes, made from its registry and the tests' tables: ``python -m tests.support_matrix [PAGE ...]``.
 
-Writes ``docs/tensorrt-support.md`` and ``docs/openvino-support.md``; `tests/test_support_matrix.py` fails where a page is out of date.
+Writes ``docs/tensorrt-support.md``, ``docs/openvino-support.md`` and ``docs/cudnn-support.md``; `tests/test_support_matrix.py` fails where a page is out of date.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from typing import Any
 import torch
 
 from tests.backends.tensorrt import cases
+from tiacc.backends.cudnn import pointwise, rules, support, views
 from tiacc.backends.openvino import bounds, table
 from tiacc.backends.tensorrt import converters, flavours
 from tiacc.backends.tensorrt.converters import Converter
+from tiacc.passes.precision_policy import TABLE
 
 Varying = Callable[[Sequence[cases.Case]], str]
 
@@ -84,6 +86,18 @@ The operators that the backend `openvino` converts; all others stay in Torch. {c
 """
 
 
+_CUDNN = """\
+# What cuDNN takes
+
+<!-- Made by `python -m tests.support_matrix` from the tables of the backend. Change those instead. -->
+
+How the backend `cudnn` runs each operator of `torch.ops.aten`. What is fused costs no memory traffic of its own. What there is no kernel
+for, torch computes, recorded in the same CUDA graph. Operators of the last list, and those that are in none, stay in Torch.
+
+Tensors: {dtypes}. Sizes may vary: a program is planned for each set of sizes that comes.
+"""
+
+
 def tensorrt_page(varying: Varying | None = None) -> str:
     """Return the page of the TensorRT backends.
 
@@ -133,7 +147,32 @@ def openvino_page() -> str:
     return "\n".join(lines)
 
 
-PAGES: dict[str, Callable[[], str]] = {"tensorrt-support.md": tensorrt_page, "openvino-support.md": openvino_page}
+def cudnn_page() -> str:
+    """Return the page of the cuDNN backend."""
+    own = {_short(overload) for overload in rules.RULES}
+    fused = {_short(overload) for overload in pointwise.RULES}
+    kernels = own | fused | {_short(overload) for overload in (*views.VIEWS, *views.CASTS)}
+    recorded = {name for name in {*TABLE, *support.MORE} - support.WAITING if not any(item.startswith(f"{name}.") for item in kernels)}
+    parts = {
+        "Kernels of its own": ("a cuDNN graph or a Triton kernel, with what stands before and behind it fused into it", own),
+        "Fused": ("element by element: part of the kernel before or behind it, or one kernel for a whole chain", fused),
+        "Views": ("no kernel and no memory; a copy only where the strides ask for one", {_short(item) for item in views.VIEWS}),
+        "Casts": ("fused as the above", {_short(item) for item in views.CASTS}),
+        "Computed by torch in the same graph": ("recorded once and replayed; all overloads", recorded),
+        "Left in Torch": ("they wait for the GPU, which a CUDA graph cannot; all overloads", support.WAITING),
+    }
+    lines = [_CUDNN.format(dtypes=_dtypes(support.DTYPES))]
+    for title, (how, names) in parts.items():
+        listed = ", ".join(f"`{name}`" for name in sorted(names))
+        lines += [f"## {title}\n", f"{how[0].upper()}{how[1:]}. {len(names)} of them.\n", listed, ""]
+    return "\n".join(lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "tensorrt-support.md": tensorrt_page,
+    "openvino-support.md": openvino_page,
+    "cudnn-support.md": cudnn_page,
+}
 """What makes each page, by its file name."""
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import torch
 
 from tests import support_matrix
 from tests.support_matrix import COLUMNS, DOCS
+from tiacc.backends.cudnn import support
 
 
 def _assert_current(name: str, page: list[str], current: list[str]) -> None:
@@ -34,6 +38,24 @@ def test_the_tensorrt_page_is_up_to_date() -> None:
 def test_the_openvino_page_is_up_to_date() -> None:
     page = (DOCS / "openvino-support.md").read_text(encoding="utf-8")
     _assert_current("openvino-support.md", page.splitlines(), support_matrix.openvino_page().splitlines())
+
+
+def test_the_cudnn_page_is_up_to_date() -> None:
+    page = (DOCS / "cudnn-support.md").read_text(encoding="utf-8")
+    _assert_current("cudnn-support.md", page.splitlines(), support_matrix.cudnn_page().splitlines())
+
+
+def test_the_cudnn_page_says_what_the_backend_does() -> None:
+    """Every overload of an operator on the page is judged as the page has it."""
+    said: dict[str, bool] = {}
+    for title, names in re.findall(r"^## (.*?)\n\n.*?\n\n(.*?)$", support_matrix.cudnn_page(), re.MULTILINE):
+        said.update(dict.fromkeys(re.findall(r"`(.*?)`", names), title != "Left in Torch"))
+    assert len(said) > 300
+    for name, is_taken in said.items():
+        packet, _, overload = name.partition(".")
+        packet = getattr(torch.ops.aten, packet, None)
+        for found in [overload] if overload else getattr(packet, "overloads", list)():
+            assert bool(support._known(getattr(packet, found))) == is_taken, name
 
 
 def test_every_converter_has_a_test() -> None:

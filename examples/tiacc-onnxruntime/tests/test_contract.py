@@ -1,5 +1,7 @@
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ import tiacc
 from tiacc import cli
 from tiacc.saved import inspect
 from tiacc.testing import BackendContract
+
+README = Path(__file__).parent.parent / "README.md"
 
 
 class TestOnnxRuntime(BackendContract):
@@ -58,6 +62,18 @@ def test_a_model_through_the_plugin(kept, tmp_path):
 def test_the_command_line_lists_it(capsys):
     assert cli.main(["backends"]) == 0
     assert "onnxruntime" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 7, 8), nn.ReLU()).eval()), "model.pt")
+    ran = 0
+    for line in README.read_text(encoding="utf-8").splitlines():
+        words = shlex.split(line) if line.startswith("tiacc ") else []
+        if words:
+            assert cli.main([*words[1:], *(["-o", "timing_seconds=0.1"] if words[1] == "optimize" else [])]) == 0
+            ran += 1
+    assert ran == 2 and inspect("fast.pt")
 
 
 def test_explain_knows_it():
