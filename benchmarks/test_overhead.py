@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -21,6 +22,9 @@ from tiacc.passes.instruments import TimingInstrument
 from tiacc.runtime import blob
 
 aten = torch.ops.aten
+
+MOST_CHECKING = 1.3
+"""The most that checking and timing may multiply the time of `optimize` by."""
 
 LONGEST_SECONDS = 3.0
 """The most CPU time that all passes may take on 5,000 nodes."""
@@ -62,6 +66,48 @@ def test_run_engine(benchmark) -> None:
     )
     benchmark.extra_info["overhead_us"] = (through.p50_ms - direct.p50_ms) * 1e3
     benchmark(call, [x], packed, "reference", key)
+
+
+_OPTIMIZE = """
+import json, sys, time
+import torch
+import tiacc
+from benchmarks import models
+from benchmarks.test_latency import THREADS
+from tiacc import guard, job, measure
+
+if sys.argv[1] == "unchecked":
+    guard.Guard.run_references = lambda self: None
+    guard.Guard.compare = lambda self, candidate: measure.Accuracy()
+    job.Job._time = lambda self, candidate: (job.Latency(2, 2, 2, 2, 1), job.Latency(1, 1, 1, 1, 1))
+torch.set_num_threads(THREADS)
+x = models.example("resnet50", 1)
+model = models.trace(models.make("resnet50"), x)
+begin = time.perf_counter()
+optimized, report = tiacc.optimize(model, int(sys.argv[2]), 1, ["1*3*224*224"], backend="openvino")
+with torch.no_grad():
+    optimized(x)
+print(json.dumps([time.perf_counter() - begin, report.achieved_level, len(report.segments), report.baseline_latency.runs]))
+"""
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_checking(benchmark, level: int) -> None:
+    """What the accuracy guard and the timing add to `optimize` on ResNet-50, up to the first result of the model that comes back.
+
+    A process a call, as a program has it that optimizes one model.
+    """
+
+    def run(how: str) -> list[float]:
+        command = [sys.executable, "-W", "ignore", "-c", _OPTIMIZE, how, str(level)]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    runs = [(run("checked"), run("unchecked")) for _ in range(3)]
+    checked, unchecked = (sorted(found[0] for found in column)[1] for column in zip(*runs))
+    benchmark.extra_info.update(level=level, seconds=checked, without_checks_seconds=unchecked, timed_calls=runs[0][0][3])
+    benchmark.pedantic(run, ("checked",), rounds=1)
+    assert all(found[2] == 1 for row in runs for found in row)
+    assert checked / unchecked <= MOST_CHECKING
 
 
 def blocks(nodes: int) -> fx.GraphModule:

@@ -265,3 +265,58 @@ def test_a_fault_in_a_rewrite_is_found(name: str) -> None:
     output_model, report = tiacc.optimize(model, 0, 1, SHAPES, backend="reference", passes=[wrong], timing_seconds=0.05)
     assert not report.segments and any("kept as it is" in action for action in report.actions), "a wrong rewrite was reported as fine"
     assert_right(output_model, model)
+
+
+def wrong_where(is_there: Callable[[torch.Tensor], bool]) -> Callable[[Run], Run]:
+    """Double the outputs for inputs of some shapes."""
+
+    def plant(run: Run) -> Run:
+        return lambda inputs: [output * 2 if is_there(inputs[0]) else output for output in run(inputs)]
+
+    return plant
+
+
+class Pooled(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x)).mean([2, 3])
+
+
+@pytest.mark.parametrize(("place", "size"), [("min", 6), ("max", 20)])
+def test_the_shapes_that_the_test_data_lack_are_checked(place: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = wrong_where(lambda x: x.shape[2] == size)
+    monkeypatch.setitem(base.backends._items, "faulty", backend_with(fault))
+    model = torch.jit.script(Pooled(size).eval())
+    shapes = [{"range": ["1*3*6*6", "2*3*12*12", "4*3*20*20"]}]
+    data = [(torch.randn(2, 3, 12, 12),), (torch.randn(2, 3, 12, 12),)]
+    _, report = tiacc.optimize(model, 0, 1, shapes, data, backend="faulty", timing_seconds=0.05)
+    assert not report.segments and report.actions, f"an engine that is wrong at the {place} shape was reported as fine"
+    assert report.compared_shapes == "(2, 3, 12, 12) | (1, 3, 6, 6) | (4, 3, 20, 20)"
+    assert report.test_data_info.test_data_shape == "(2, 3, 12, 12)"
+
+
+def test_shapes_at_which_the_model_does_not_take_the_data_are_told() -> None:
+    class Picks(nn.Module):
+        def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x)[index] * 2
+
+    shapes = [{"range": ["2*4", "8*4"]}, {"long": "3"}]
+    data = [(torch.randn(8, 4), torch.tensor([0, 5, 7]))]
+    _, report = tiacc.optimize(torch.jit.script(Picks()), 0, 1, shapes, data, backend="reference", timing_seconds=0.05)
+    assert report.compared_shapes == "(8, 4); (3,)"
+    assert any("not compared at the shapes (2, 4); (3,)" in warning for warning in report.warnings), report.warnings
+
+
+def test_a_stale_result_among_calls_of_different_shapes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale_by_shape(run: Run) -> Run:
+        first: dict[Any, Tensors] = {}
+        return lambda inputs: [output.clone() for output in first.setdefault(inputs[0].shape, run(inputs))]
+
+    monkeypatch.setitem(base.backends._items, "faulty", backend_with(stale_by_shape))
+    model = torch.jit.script(Pooled(99).eval())
+    _, report = tiacc.optimize(model, 0, 1, [{"range": ["1*3*6*6", "4*3*20*20"]}], backend="faulty", timing_seconds=0.05)
+    assert not report.segments, "stale results were reported as fine"

@@ -23,8 +23,8 @@ from tiacc.report import (
 )
 from tiacc.report_view import WIDTH
 
-BASELINE = Latency(10.0, 10.4, 11.5, 10.1, 200)
-OPTIMIZED = Latency(4.38, 4.5, 5.1, 4.4, 400)
+BASELINE = Latency(10.0, 10.4, 11.5, 10.1, 200, 0.012)
+OPTIMIZED = Latency(4.38, 4.5, 5.1, 4.4, 400, 0.004)
 
 
 def make_report(**fields):
@@ -198,9 +198,9 @@ tiacc 0.1.0: speed-up 2.28 at level 0, optimized in 12.3 s
   CPU: AMD EPYC (AVX2)
   test data, tiacc provided: (1, 3, 224, 224) float32
 
-Latency              p50        p90        p99       mean  calls/s  runs
-  input model  10.000 ms  10.400 ms  11.500 ms  10.100 ms   100.00   200
-  optimized     4.380 ms   4.500 ms   5.100 ms   4.400 ms   228.31   400
+Latency              p50     ±        p90        p99       mean  calls/s  runs
+  input model  10.000 ms  1.2%  10.400 ms  11.500 ms  10.100 ms   100.00   200
+  optimized     4.380 ms  0.4%   4.500 ms   5.100 ms   4.400 ms   228.31   400
 
 Accuracy   max abs   max rel  rel norm      cosine
   output  1.20e-06  3.00e-05  2.00e-07  0.99999999

@@ -56,7 +56,7 @@ class AheadOfTimeJob(Job):
             ops.attach(engine.blob, interpreted, "cpu")
         tolerance = self.settings.tolerance_for(self._arithmetic(compiled))
         self._run_references()
-        accuracy = self._compare(compiled.module)
+        accuracy = self.guard.compare(compiled.module)
         self._tell(accuracy, tolerance)
         if not accuracy.error <= tolerance:
             raise AccuracyError(

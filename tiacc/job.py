@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from tiacc import environment, measure, mending, models, ranges, samples
 from tiacc.backends.base import Backend
 from tiacc.compiler import Compiled, Plan, build, propose
 from tiacc.errors import AccuracyError, ExportError, ImportGraphError, InvalidArgumentError, PassError, SpeedupError, TiaccError
+from tiacc.guard import Guard
 from tiacc.measure import Accuracy
 from tiacc.options import Options
 from tiacc.planning import half_of, plan_of
@@ -26,10 +27,16 @@ from tiacc.samples import ModelInputs
 LEAST_GAIN = 1.01
 """An optimized model that is not at least so many times faster than the input model is not worth having."""
 
-CHANGE = 0.1
-"""An output of the input model that differs by so much from one call to another differs in half precision too."""
+TIMING_SHARE = 0.1
+"""The part of the time before it that a measurement takes which tells at once whether a model is faster."""
 
-PHASES = {"read": 1, "import": 2, "passes": 3, "build engines": 6, "export": 1, "check": 3, "measure": 10}
+SHORT_CALLS = 3
+"""How often each model is called at least in such a measurement."""
+
+LONGEST_TIMING = 10.0
+"""How long a measurement may take, in seconds, that decides between models about as fast as each other."""
+
+PHASES = {"read": 1, "import": 2, "passes": 3, "build engines": 6, "export": 1, "check": 3, "measure": 2}
 """The phases of a call, and about how their times compare."""
 
 
@@ -104,7 +111,7 @@ class Job:
         self.settings = settings
         self.candidates = candidates
         self.bar = bar
-        self.judge = measure.Judge(settings.accuracy_check)
+        self._began = time.perf_counter()
         shapes, types = samples.describe(inputs.data)
         self.report = OptimizedReport(
             software_environment=environment.software_environment(),
@@ -116,11 +123,9 @@ class Job:
         self.report.tiacc_version = software.get("tiacc", "")
         if device.type == "cuda" and not settings.target:
             self.model = models.on_device(self.model, device)
-            self.data = [models.moved(item, device) for item in inputs.data]
-        else:
-            self.data = inputs.data
-        self.variation: tuple[Any, Any] | None = None
-        self.timed_item = self.data[_typical(inputs)]
+        home = device if not settings.target else torch.device("cpu")
+        self.guard = Guard(self.model, inputs, home, measure.Judge(settings.accuracy_check))
+        self.timed_item = self.guard.data[_typical(inputs)]
 
     def run(self) -> torch.jit.ScriptModule:
         """Try the attempts in order, and return the model of the first that is right and faster."""
@@ -143,25 +148,15 @@ class Job:
             InvalidArgumentError: It fails. Where that is because a size is baked into it, the message says where.
         """
         try:
-            self.references = [models.run_checked(self.model, item, index) for index, item in enumerate(self.data)]
+            self.guard.run_references()
         except InvalidArgumentError as error:
             if not any(spec.dims for spec in self.inputs.specs):
                 raise
             left = propose(self.model, self.plan(Attempt("explain the failure", 0, ()))).imported.left
             culprit = f". The first operator that does not work at all sizes is {left[0].op} at {left[0].source}" if left else ""
             raise InvalidArgumentError(f"{error}{culprit}") from error
-
-        if len(self.data) == 1:
-            self._vary()
-
-    def _vary(self) -> None:
-        """Make a second call out of the only item of the test data, if the input model takes it: each tensor back to front."""
-        # An index out of range is an error on a CPU, and the end of the process's work on a GPU.
-        item = models.reversed_values(self.data[0], integers=self.device.type == "cpu")
-        try:
-            self.variation = item, models.call(self.model, item)
-        except Exception:  # noqa: BLE001 - the model need not take such values: indices out of order, say
-            self.variation = None
+        self.report.compared_shapes = self.guard.shapes
+        self.report.warnings.extend(self.guard.warnings)
 
     def _attempts(self) -> list[Attempt]:
         attempts = [Attempt("lossless", 0, self.candidates)]
@@ -206,7 +201,7 @@ class Job:
         if attempt.level != 1 or half_of(self.device, self.settings) != torch.float16:
             return attempt
         try:
-            keep = ranges.beyond_half(self.model, self.plan(attempt), self.data)
+            keep = ranges.beyond_half(self.model, self.plan(attempt), self.guard.data)
         except (TiaccError, RuntimeError) as error:
             self.report.warnings.append(f"the ranges of values were not looked at: {models.reason_of(error)}")
             return attempt
@@ -226,7 +221,7 @@ class Job:
         self.bar.start("check")
         trial = Trial(attempt, compiled, self._load(compiled, file), None, self.settings.tolerance_for(self._arithmetic(compiled)))
         try:
-            trial.accuracy = self._compare(trial.model)
+            trial.accuracy = self.guard.compare(trial.model)
         except AccuracyError as error:
             trial.failure = str(error)
             return trial
@@ -255,46 +250,6 @@ class Job:
             return "tf32"
         return torch.float64 if set(compiled.dtypes) == {torch.float64} else torch.float32
 
-    def _compare(self, candidate: torch.jit.ScriptModule) -> Accuracy:
-        """Return the largest error of each output over all test data.
-
-        Raises:
-            AccuracyError: The outputs differ in more than their numbers, or the candidate fails where the input model does not.
-        """
-        accuracy = Accuracy()
-        first: Any = None
-        for index, (item, reference) in enumerate(zip(self.data, self.references)):
-            try:
-                outputs = models.call(candidate, item)
-            except Exception as error:  # whatever an engine or torch may raise: the model is not used
-                raise AccuracyError(f"the optimized model fails where the input model does not: {models.reason_of(error)}") from error
-            accuracy = accuracy.worst(self.judge(reference, outputs))
-            first = outputs if index == 0 else first
-        if self.variation is not None:
-            self._check_another_call(candidate, *self.variation, first)
-        # The results of the first call are still what they were: later calls have not written over them.
-        return accuracy.worst(self.judge(self.references[0], first))
-
-    def _check_another_call(self, candidate: torch.jit.ScriptModule, item: Any, reference: Any, first: Any) -> None:
-        """Check that a model computes its outputs from the inputs of each call.
-
-        The numbers are not those of the user, so that these are not held to the tolerance.
-
-        Raises:
-            AccuracyError: An output is that of the first call, where it should be another.
-        """
-        try:
-            outputs = models.call(candidate, item)
-        except Exception as error:  # whatever an engine or torch may raise: the model is not used
-            raise AccuracyError(f"the optimized model fails where the input model does not: {models.reason_of(error)}") from error
-        try:
-            changes = zip(measure.compare(self.references[0], reference), measure.compare(first, outputs))
-        except AccuracyError:  # results whose very shape is another are not those of the first call
-            return
-        for change, found in changes:
-            if found.rel_norm == 0 and change.rel_norm > CHANGE:
-                raise AccuracyError(f"{change.name} is the same for other inputs, and the input model's is not")
-
     def _reject(self, attempt: Attempt, reason: str) -> None:
         if self.settings.on_accuracy_failure == "raise":
             raise AccuracyError(f"{attempt.name}: {reason}")
@@ -303,10 +258,16 @@ class Job:
     def _time(self, candidate: torch.jit.ScriptModule) -> tuple[Latency, Latency]:
         self.bar.start("measure")
         one, other = models.cloned(self.timed_item), models.cloned(self.timed_item)
+        calls = (lambda: self.model(*one), lambda: candidate(*other))
+        seconds = self.settings.timing_seconds
         with torch.no_grad():
-            baseline, optimized = measure.latencies(
-                (lambda: self.model(*one), lambda: candidate(*other)), self.device, self.settings.timing_seconds
-            )
+            if seconds is None:
+                short = TIMING_SHARE * (time.perf_counter() - self._began)
+                called, least = self.guard.calls_before(self.timed_item), min(SHORT_CALLS, measure.MIN_CALLS)
+                baseline, optimized = measure.latencies(calls, self.device, short, called=called, least=least)
+                if all(measure.is_told(baseline, optimized, bar) for bar in (LEAST_GAIN, self.settings.require_speedup or LEAST_GAIN)):
+                    return baseline, optimized
+            baseline, optimized = measure.latencies(calls, self.device, seconds or LONGEST_TIMING)
         return baseline, optimized
 
     def _fill(self, trial: Trial, baseline: Latency, optimized: Latency) -> None:
@@ -338,10 +299,10 @@ class Job:
         file.write(self.model)
         output_model = file.load(self.device)
         report.actions.append("the input model was kept as it is: speed-up 1.00")
-        accuracy = self._compare(output_model)
+        accuracy = self.guard.compare(output_model)
         item = models.cloned(self.timed_item)
         with torch.no_grad():
-            (latency,) = measure.latencies((lambda: self.model(*item),), self.device, self.settings.timing_seconds / 4)
+            (latency,) = measure.latencies((lambda: self.model(*item),), self.device, (self.settings.timing_seconds or LONGEST_TIMING) / 4)
         report.baseline_latency = report.optimized_latency = latency
         report.optimization_result = OptimizationResult.of(latency, latency)
         self._tell(accuracy, self.settings.tolerance_for(torch.float32))

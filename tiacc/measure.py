@@ -174,7 +174,9 @@ def largest(errors: Sequence[OutputError]) -> float:
     return max((error.rel_norm for error in errors), default=0.0)
 
 
-def latencies(calls: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[Latency]:
+def latencies(
+    calls: Sequence[Callable[[], Any]], device: torch.device, seconds: float, *, called: int = 0, least: int | None = None
+) -> list[Latency]:
     """Time several functions in turn, so that whatever else the machine does weighs on all of them alike.
 
     They are warmed up, which the budget does not count, then called one after the other until `seconds` have passed or the medians are
@@ -184,6 +186,8 @@ def latencies(calls: Sequence[Callable[[], Any]], device: torch.device, seconds:
         calls: What to time.
         device: Where they run; on a GPU the time is between CUDA events.
         seconds: The budget for all of them together, in seconds.
+        called: How often each has been called before, which need not be done again to warm it up.
+        least: How often each is timed at least; None for `MIN_CALLS`.
 
     Returns:
         The latency of each, in milliseconds.
@@ -191,14 +195,15 @@ def latencies(calls: Sequence[Callable[[], Any]], device: torch.device, seconds:
     timer = _time_on_gpu if device.type == "cuda" else _time_on_cpu
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
-        for _ in range(WARM_UP_CALLS):
+        for _ in range(WARM_UP_CALLS - called):
             timer(call)
+    least = MIN_CALLS if least is None else least
     end = time.perf_counter() + seconds
     for count in range(1, MAX_CALLS + 1):
         for index in range(len(calls)):
             place = (index + count) % len(calls)
             times[place].append(timer(calls[place]))
-        if count >= MIN_CALLS and (time.perf_counter() > end or (count >= 40 and count % 20 == 0 and all(map(_is_stable, times)))):
+        if count >= least and (time.perf_counter() > end or (count >= 40 and count % 20 == 0 and all(map(_is_stable, times)))):
             break
     return [_summary(values) for values in times]
 
@@ -230,7 +235,17 @@ def _summary(values: Sequence[float]) -> Latency:
     def percentile(part: float) -> float:
         return ordered[min(len(ordered) - 1, math.ceil(part * len(ordered)) - 1)]
 
-    return Latency(statistics.median(ordered), percentile(0.9), percentile(0.99), statistics.fmean(ordered), len(ordered))
+    median = statistics.median(ordered)
+    # The ranks between which the median of all calls is, in 19 cases of 20 (the binomial distribution, as a normal one).
+    rank = max(0, math.floor(len(ordered) / 2 - 0.98 * math.sqrt(len(ordered))))
+    doubt = (ordered[-1 - rank] - ordered[rank]) / 2 / median if median else 0.0
+    return Latency(median, percentile(0.9), percentile(0.99), statistics.fmean(ordered), len(ordered), doubt)
+
+
+def is_told(slower: Latency, faster: Latency, ratio: float) -> bool:
+    """Return whether measurements tell on which side of `ratio` the ratio of two latencies is, whatever either median may be off by."""
+    found = slower.p50_ms / faster.p50_ms
+    return abs(found - ratio) > (slower.doubt + faster.doubt) * found
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def tell(precision: Precision, trial: Trial) -> None:
 
 def _without_wrong_engines(job: Job, trial: Trial, file: models.TemporaryModel) -> Trial | None:
     """Leave the segments in Torch whose engines are off from what torch gives for the same inputs."""
-    distrusted = _wrong_engines(trial.compiled, job.data, trial.tolerance)
+    distrusted = _wrong_engines(trial.compiled, job.guard.data, trial.tolerance)
     if not distrusted:
         return trial
     job.report.actions.append(f"{trial.attempt.name}: {trial.failure}")
@@ -170,7 +170,7 @@ def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> T
     budget = job.settings.accuracy_budget_seconds
     end = time.perf_counter() + (budget if trial.failure else budget * FOR_A_MARGIN)
     try:
-        repairer = Repairer(job.model, job.plan(trial.attempt), job.data, job.references, job.judge)
+        repairer = Repairer(job.model, job.plan(trial.attempt), job.guard.data, job.guard.references, job.guard.judge)
     except TiaccError as error:
         job.report.actions.append(f"{name}: no repair was possible: {error}")
         return trial

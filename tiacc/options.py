@@ -82,7 +82,8 @@ class Options:
             ahead of time, by ``backend="tensorrt_rtx"``, and not run. Empty: this machine.
         check_network: Whether to evaluate every TensorRT network on the CPU and compare it with the model before it is built.
         tuning_seconds: The time that the choice of kernels may take, all segments together. 0: they are chosen by rule.
-        timing_seconds: The time that measuring the latency of both models may take.
+        timing_seconds: The time that measuring the latency of both models may take, which is over when the medians are stable. None: a
+            small part of what came before it; where that does not tell whether the model is fast enough, up to 10 s.
         num_threads: The CPU threads that models are measured with and engines may use. None: as many as torch uses.
         seed: Where made-up test data come from.
         cache_dir: A directory where tuning results are kept between calls. None: they are not kept.
@@ -107,7 +108,7 @@ class Options:
     target: tuple[str, ...] = ()
     check_network: bool = False
     tuning_seconds: float = 60.0
-    timing_seconds: float = 10.0
+    timing_seconds: float | None = None
     num_threads: int | None = None
     seed: int = 0
     cache_dir: Path | None = None
@@ -320,7 +321,7 @@ _NORMALISE: dict[str, Callable[[str, Any], Any]] = {
     "target": _target,
     "check_network": _flag,
     "tuning_seconds": _number,
-    "timing_seconds": _positive,
+    "timing_seconds": _optional(_positive),
     "num_threads": _optional(_count(1)),
     "seed": _count(0),
     "cache_dir": _cache_dir,

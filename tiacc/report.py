@@ -59,6 +59,7 @@ class Latency:
         p99_ms: What ninety-nine in a hundred stay below.
         mean_ms: The mean.
         runs: The number of calls that were timed.
+        doubt: How far off the median may be, as a part of it: half of its 95 % confidence interval.
     """
 
     p50_ms: float
@@ -66,6 +67,7 @@ class Latency:
     p99_ms: float
     mean_ms: float
     runs: int
+    doubt: float = 0.0
 
     @property
     def qps(self) -> float:
@@ -208,6 +210,8 @@ class OptimizedReport:
         baseline_latency: Of the input model; None where it was not measured.
         optimized_latency: Of the optimized model; None where it was not measured.
         outputs: The error of each output; empty where the model was not run.
+        compared_shapes: The shapes of the calls whose outputs were compared, in the form of `DataInfo.test_data_shape`: those of the test
+            data, and the min, opt and max shapes that these lack.
         accuracy_check: What `Options.accuracy_check` gave at worst; None without one.
         tolerance: The largest `OutputError.rel_norm`, or result of `accuracy_check`, that was accepted.
         precision: What became of half precision; None at level 0.
@@ -231,6 +235,7 @@ class OptimizedReport:
     baseline_latency: Latency | None = None
     optimized_latency: Latency | None = None
     outputs: list[OutputError] = field(default_factory=list)
+    compared_shapes: str = ""
     accuracy_check: float | None = None
     tolerance: float | None = None
     precision: Precision | None = None

@@ -57,7 +57,7 @@ def sections(report: OptimizedReport) -> list[Section]:
     """Return what there is to show, in order; sections without content are left out."""
     found = [
         _summary(report),
-        Section("Latency", ("p50", "p90", "p99", "mean", "calls/s", "runs"), [*_latency_rows(report)]),
+        Section("Latency", ("p50", "\N{PLUS-MINUS SIGN}", "p90", "p99", "mean", "calls/s", "runs"), [*_latency_rows(report)]),
         _accuracy(report),
         _half_precision(report),
         Section("Done about it", notes=report.actions),
@@ -125,8 +125,8 @@ def _latency_rows(report: OptimizedReport) -> Iterator[Row]:
 
 
 def _latency_cells(latency: Latency) -> Row:
-    times = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms)
-    return (*(f"{time:.3f} ms" for time in times), f"{latency.qps:,.2f}", str(latency.runs))
+    median, *others = (f"{time:.3f} ms" for time in (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms))
+    return (median, f"{latency.doubt:.1%}", *others, f"{latency.qps:,.2f}", str(latency.runs))
 
 
 def _pass_rows(report: OptimizedReport) -> Iterator[Row]:

@@ -83,6 +83,40 @@ def make_test_data(specs: Sequence[InputSpec], seed: int = 0) -> list[tuple[Tens
     return [tuple(_random(shape, spec.dtype, generator) for shape, spec in zip(shapes, specs, strict=True)) for shapes in calls]
 
 
+def at_other_shapes(inputs: ModelInputs) -> list[Item]:
+    """Return an item at each min, opt and max of the shapes that no item of the data has.
+
+    Each is the first item of the data, whose tensors are cut and repeated to their new sizes: so the numbers are the user's, and what
+    is an index stays one of those that occur.
+    """
+    wanted = dict.fromkeys(
+        shapes for profile in combined_profiles(inputs.specs) for shapes in (profile.min, profile.opt, profile.max)
+    )
+    known = {shapes_of(item) for item in inputs.data}
+    return [_resized(inputs.data[0], iter(shapes)) for shapes in wanted if shapes not in known]
+
+
+def shapes_of(item: Item) -> tuple[Sizes, ...]:
+    """Return the shape of each tensor of an item, in order."""
+    return tuple(tuple(tensor.shape) for _, tensor in _leaves(0, item))
+
+
+def _resized(value: Any, shapes: Iterator[Sizes]) -> Any:
+    """Return a copy of an item whose tensors have the next of the shapes each."""
+    if isinstance(value, Tensor):
+        for place, size in enumerate(next(shapes)):
+            if size != value.shape[place]:
+                value = value.index_select(place, torch.arange(size, device=value.device) % max(value.shape[place], 1))
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_resized(member, shapes) for member in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_resized(member, shapes) for member in value)
+    if isinstance(value, Mapping):
+        return {key: _resized(member, shapes) for key, member in value.items()}
+    return value
+
+
 def check_test_data(test_data: Any, specs: Sequence[InputSpec]) -> list[Item]:
     """Check that test data are what the model's inputs are said to be.
 

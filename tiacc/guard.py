@@ -1,0 +1,140 @@
+"""The accuracy guard: what the input model gives on the test data and at every size it may have, and how far a candidate is from that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tiacc import measure, models, samples
+from tiacc.errors import AccuracyError
+from tiacc.measure import Accuracy, Judge
+from tiacc.samples import Item, ModelInputs
+
+CHANGE = 0.1
+"""An output of the input model that differs by so much from one call to another differs in half precision too."""
+
+
+class Guard:
+    """Compares candidates with the input model.
+
+    Attributes:
+        data: What both are called with: the test data, then, where these leave some out, items at the min, opt and max of the shapes.
+        references: What the input model gives for each.
+        judge: What says how far outputs are from them.
+        warnings: What could not be compared, a sentence each.
+    """
+
+    def __init__(self, model: torch.jit.ScriptModule, inputs: ModelInputs, device: torch.device, judge: Judge) -> None:
+        """Prepare the data.
+
+        Args:
+            model: The input model, on the device.
+            inputs: What it is called with.
+            device: Where the data are to be.
+            judge: What compares.
+        """
+        self.data: list[Item] = [models.moved(item, device) for item in inputs.data]
+        self.references: list[Any] = []
+        self.judge = judge
+        self.warnings: list[str] = []
+        self._model = model
+        self._inputs = inputs
+        self._device = device
+        self._variation: tuple[Any, Any] | None = None
+
+    @property
+    def shapes(self) -> str:
+        """The shapes that are compared, as `samples.describe` writes them."""
+        return samples.describe(self.data)[0]
+
+    def run_references(self) -> None:
+        """Run the input model on all data.
+
+        Raises:
+            InvalidArgumentError: It fails on an item of the test data.
+        """
+        self.references = [models.run_checked(self._model, item, index) for index, item in enumerate(self.data)]
+        self._add_other_shapes()
+        first, *others = [samples.shapes_of(item) for item in self.data]
+        if first not in others:
+            self._vary()
+
+    def calls_before(self, item: Item) -> int:
+        """Return how often every model that is compared has been called with tensors of the shapes of an item."""
+        shapes = samples.shapes_of(item)
+        varied = self._variation is not None and samples.shapes_of(self.data[0]) == shapes
+        return sum(samples.shapes_of(other) == shapes for other in self.data) + varied
+
+    def compare(self, candidate: torch.jit.ScriptModule) -> Accuracy:
+        """Return the largest error of each output over all data.
+
+        Raises:
+            AccuracyError: The outputs differ in more than their numbers, or the candidate fails where the input model does not.
+        """
+        accuracy = Accuracy()
+        first: Any = None
+        for index, (item, reference) in enumerate(zip(self.data, self.references)):
+            outputs = _call(candidate, item)
+            accuracy = accuracy.worst(self.judge(reference, outputs))
+            first = outputs if index == 0 else first
+        if self._variation is not None:
+            _check_another_call(candidate, self._variation, self.references[0], first)
+        # The results of the first call are still what they were: later calls have not written over them.
+        return accuracy.worst(self.judge(self.references[0], first))
+
+    def _add_other_shapes(self) -> None:
+        """Add the test data cut or repeated to those min, opt and max shapes that they lack, where the input model takes that."""
+        items = samples.at_other_shapes(self._inputs)
+        if items and self._device.type == "cuda" and any(not spec.dtype.is_floating_point for spec in self._inputs.specs):
+            # An index out of range is an error on a CPU, and the end of the process's work on a GPU.
+            self.warnings.append("outputs were compared at the shapes of the test data alone; give test data of the min and max shapes too")
+            return
+        for item in items:
+            moved = models.moved(item, self._device)
+            try:
+                self.references.append(models.call(self._model, moved))
+            except Exception as error:  # noqa: BLE001 - the model need not take the data in another shape: indices, say
+                shape = samples.describe([item])[0]
+                self.warnings.append(
+                    f"outputs were not compared at the shapes {shape}, which the test data lack: cut or repeated to them, the input "
+                    f"model fails on the data ({models.reason_of(error)}); give test data of these shapes"
+                )
+                continue
+            self.data.append(moved)
+
+    def _vary(self) -> None:
+        """Make a second call of the first shapes, if the input model takes it: each tensor back to front."""
+        # As above: indices are not changed on a GPU.
+        item = models.reversed_values(self.data[0], integers=self._device.type == "cpu")
+        try:
+            self._variation = item, models.call(self._model, item)
+        except Exception:  # noqa: BLE001 - the model need not take such values: indices out of order, say
+            self._variation = None
+
+
+def _call(candidate: torch.jit.ScriptModule, item: Sequence[Any]) -> Any:
+    try:
+        return models.call(candidate, item)
+    except Exception as error:  # whatever an engine or torch may raise: the model is not used
+        raise AccuracyError(f"the optimized model fails where the input model does not: {models.reason_of(error)}") from error
+
+
+def _check_another_call(candidate: torch.jit.ScriptModule, variation: tuple[Any, Any], wanted: Any, first: Any) -> None:
+    """Check that a model computes its outputs from the inputs of each call.
+
+    The numbers are not those of the user, so that these are not held to the tolerance.
+
+    Raises:
+        AccuracyError: An output is that of the first call, where it should be another.
+    """
+    item, reference = variation
+    outputs = _call(candidate, item)
+    try:
+        changes = zip(measure.compare(wanted, reference), measure.compare(first, outputs))
+    except AccuracyError:  # results whose very shape is another are not those of the first call
+        return
+    for change, found in changes:
+        if found.rel_norm == 0 and change.rel_norm > CHANGE:
+            raise AccuracyError(f"{change.name} is the same for other inputs, and the input model's is not")
