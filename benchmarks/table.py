@@ -184,6 +184,13 @@ def _costs(figures: dict[str, dict[str, Any]]) -> list[str]:
             rows.append(f"| a call of an engine through `tiacc::run_engine`, over the call itself | {item['overhead_us']:.1f} µs |")
         if "cpu_seconds" in item:
             rows.append(f"| all passes of level {item['level']} on a graph of 5,000 nodes | {item['cpu_seconds']:.2f} s of CPU time |")
+        if "search_us_per_node" in item:
+            small, large = (item["search_us_per_node"][size] for size in ("2000", "20000"))
+            what = f"{item['rules']} rewrite rule{'s'[: item['rules'] != 1]}, a third of the nodes rewritten, 2,000 nodes and 20,000"
+            rows.append(f"| {what} | {small:.0f} and {large:.0f} µs a node |")
+        if "usable_ms" in item:
+            told = f"{item['bytes'] / 1e3:,.0f} kB, usable in {item['usable_ms']:.0f} ms, all opened in {item['open_all_ms']:.0f} ms"
+            rows.append(f"| the page of a report with {item['nodes']:,} nodes, in Chromium | {told} |")
         if "microseconds_per_node" in item:
             what = f"the partitioner, {item['nodes']:,} nodes, pattern *{item['pattern']}*"
             rows.append(f"| {what} | {item['microseconds_per_node']:.1f} µs a node, {item['segments']:,} segments |")

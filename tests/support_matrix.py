@@ -1,6 +1,6 @@
 """The pages that say what each backend takes, made from its registry and the tests' tables: ``python -m tests.support_matrix [PAGE ...]``.
 
-Writes ``docs/tensorrt-support.md``, ``docs/openvino-support.md`` and ``docs/cudnn-support.md``; `tests/test_support_matrix.py` fails where a page is out of date.
+Writes the pages of `PAGES` in ``docs``; `tests/test_support_matrix.py` fails where one is out of date.
 """
 
 from __future__ import annotations
