@@ -241,3 +241,65 @@ def test_an_import_is_the_same_twice() -> None:
     scripted = torch.jit.script(randomised(PROGRAMS["unrolled"].make()))
     texts = [str(import_module(scripted, [TensorSpec((4, 6), torch.float32)]).regions[0].graph.graph) for _ in range(2)]
     assert texts[0] == texts[1]
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 + x.sigmoid()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+class _CallsAFunctionOfItsOwn(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Doubled.apply(x.relu()).exp()
+
+
+def test_a_traced_autograd_function_is_imported_and_can_be_saved() -> None:
+    x = torch.randn(2, 3)
+    traced = torch.jit.trace(_CallsAFunctionOfItsOwn(), x)
+    with pytest.raises(RuntimeError, match="Could not export Python function"):
+        torch.jit.save(traced, io.BytesIO())
+    result = import_module(traced, [abstract(x)])
+    assert len(result.regions) == 1 and not result.left
+    assert_same(outcome(traced, (-x,)), outcome(write_back(result), (-x,)))
+
+
+class _Cells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = cell = torch.zeros(2, 4)
+        for _ in range(2):
+            hidden, cell = self.cell(x, (hidden, cell))
+        return torch.cat([hidden, cell])
+
+
+def test_a_traced_lstm_cell_is_imported_though_it_writes_into_parts_of_a_tensor() -> None:
+    x = torch.randn(2, 3)
+    traced = torch.jit.trace(_Cells().eval(), x)
+    result = import_module(traced, [abstract(x)])
+    assert len(result.regions) == 1 and not result.left
+    assert_same(outcome(traced, (x + 1,)), outcome(write_back(result), (x + 1,)))
+
+
+class _WritesBehindAPart(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        left, right = y.chunk(2, 0)
+        y.add_(1)
+        return left.sum(0) * right.sum(0)
+
+
+def test_parts_of_varying_size_are_read_after_a_write_into_the_whole() -> None:
+    scripted = torch.jit.script(_WritesBehindAPart())
+    result = import_module(scripted, [TensorSpec((Dim("n", 2, 4, 8), 3), torch.float32)])
+    loaded = write_back(result)
+    for rows in (2, 5, 8):
+        x = torch.randn(rows, 3)
+        assert_same(outcome(scripted, (x,)), outcome(loaded, (x,)))

@@ -164,7 +164,7 @@ def test_a_reshape_there_and_back_goes():
     def make(s, x):
         return s.call(aten.reshape.default, s.call(aten.flatten.using_ints, x, 2), [2, 3, s.call(aten.sym_size.int, x, 2), 4])
 
-    check(build(make), 2, NOTHING_BETWEEN)
+    check(build(make), 3, NOTHING_BETWEEN)
 
 
 def test_permutations_become_one():
@@ -295,3 +295,18 @@ def test_which_dtypes_hold_all_numbers_of_another(narrow, wide, is_lossless):
         extremes = [info.min, info.max, *([info.tiny, info.eps, 1 + info.eps] if narrow.is_floating_point else [info.max - 1])]
         values = torch.tensor(extremes, dtype=torch.float64 if narrow.is_floating_point else torch.int64).to(narrow)
         assert torch.equal(values.to(wide).to(narrow), values)
+
+
+def test_what_is_empty_is_not_joined_or_scattered():
+    def make(s, x):
+        empty = s.call(aten.slice.Tensor, x, 2, 0, 0)
+        return s.call(aten.slice_scatter.default, s.call(aten.cat.default, [empty, x, empty], 2), empty, 2, 1, 1)
+
+    check(build(make), 3, NOTHING_BETWEEN)
+
+
+def test_what_is_empty_stays_where_it_tells_the_type():
+    def make(s, x):
+        return s.call(aten.cat.default, [s.constant("empty", torch.empty(0, dtype=torch.float64)), x], 2)
+
+    check(build(make, after=False), 0)

@@ -188,3 +188,31 @@ def test_the_old_constant_goes_with_dead_code():
     FoldConstants()(gm)
     EliminateDeadCode()(gm)
     assert [name for name, _ in gm.named_buffers()] == ["neg_default_folded"]
+
+
+def test_what_only_reads_the_type_of_a_tensor_folds():
+    sketch = Sketch()
+    x = sketch.input("x", 2, 4)
+    mask = sketch.call(aten.new_zeros.default, x, [2, 4])
+    ones = sketch.call(aten.fill.Tensor, sketch.call(aten.slice.Tensor, mask, 1, 0, 2), sketch.constant("seven", torch.tensor(7)))
+    mask = sketch.call(aten.slice_scatter.default, mask, ones, 1, 0, 2)
+    mask = sketch.call(aten.add.Tensor, mask, sketch.call(aten.ones_like.default, x))
+    gm = sketch.output(sketch.call(aten.mul.Tensor, x, sketch.call(aten.mul.Tensor, mask, sketch.call(aten.full_like.default, x, 0.5))))
+    check(gm, 8, ["mul_tensor_1 = aten.mul.Tensor(x, mul_tensor_folded)", "return mul_tensor_1"])
+    assert gm.mul_tensor_folded.tolist() == [[4, 4, 0.5, 0.5]] * 2
+
+
+def test_what_is_filled_by_a_size_that_varies_stays():
+    sketch = Sketch()
+    x = sketch.input("x", Dim("n", 1, 2, 5), 3)
+    gm = sketch.output(sketch.call(aten.mul.Tensor, x, sketch.call(aten.ones_like.default, x)))
+    check(gm, 0, ["ones_like_default = aten.ones_like.default(x)", "mul_tensor = aten.mul.Tensor(x, ones_like_default)", "return mul_tensor"])
+
+
+def test_what_is_empty_folds():
+    sketch = Sketch()
+    x = sketch.input("x", 3, 4)
+    empty = sketch.call(aten.exp.default, sketch.call(aten.slice.Tensor, x, 0, 0, 0))
+    gm = sketch.output(sketch.call(aten.cat.default, [sketch.call(aten.neg.default, x), empty]))
+    check(gm, 2, ["neg_default = aten.neg.default(x)", "cat_default = aten.cat.default([neg_default, exp_default_folded])", "return cat_default"])
+    assert gm.exp_default_folded.shape == (0, 4)

@@ -13,7 +13,7 @@ from tiacc.graph import torch_compat
 from tiacc.graph.number_importer import NumberImporter
 from tiacc.graph.region_builder import UNKNOWN, Facts, NumberTensor, RegionBuilder, has_tensors
 from tiacc.graph.regions import UNINITIALISED
-from tiacc.graph.storage import CannotImportError, NeedsGuardError, TensorRef, overlaps, pieces, view_of, whole
+from tiacc.graph.storage import CannotImportError, NeedsGuardError, TensorRef, overlaps, part_of, pieces, view_of, whole
 
 aten = torch.ops.aten
 
@@ -26,6 +26,7 @@ MARK_LEAVE = "tiacc_leave"
 _SPLITS = frozenset(
     {aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int}
     | {aten.tensor_split.sections, aten.tensor_split.indices}
+    | {aten.unsafe_chunk.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default}
 )
 
 
@@ -167,7 +168,7 @@ class NodeImporter(NumberImporter):
             for base in bases:
                 if torch_compat.shares_memory(value, base.value):
                     if base is not args[0]:
-                        return [TensorRef(base.storage, base, (None, (), {}), call, base.storage.version)]
+                        return [part_of(base, call)]
                     return [view_of(base, call, overload, positional[1:], keywords)]
             return [whole(call)]
         if isinstance(value, (list, tuple)):
@@ -176,14 +177,16 @@ class NodeImporter(NumberImporter):
             if overload in _SPLITS and bases:
                 refs = pieces(overload, bases[0], parts, _dim_of(overload, positional, keywords))
             else:
-                refs = [whole(part) for part in parts]
-                for ref, base in ((ref, base) for ref in refs for base in bases):
-                    if torch_compat.shares_memory(ref.value, base.value):
-                        ref.storage, ref.parent, ref.view = base.storage, base, (None, (), {})
+                refs = [self._result(part, bases) for part in parts]
             return [self.builder.own(refs)] if returns_list else list(refs)
         if isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
             return [call if not isinstance(value, (int, float, bool)) else value]
         raise CannotImportError(f"its result is a {type(value).__name__}")
+
+    def _result(self, part: fx.Node, bases: Sequence[TensorRef]) -> TensorRef:
+        """Return the ref of one of several results."""
+        base = next((base for base in bases if torch_compat.shares_memory(part.meta["val"], base.value)), None)
+        return whole(part) if base is None else part_of(base, part)
 
     def _import_write(
         self, node: torch_compat.Node, overload: torch._ops.OpOverload, args: list[Any], written: tuple[int, ...]
@@ -324,6 +327,7 @@ _REFUSALS = {
     "prim::Exit": "it leaves a context manager",
     "prim::fork": "it starts an asynchronous task",
     "aten::wait": "it waits for an asynchronous task",
+    "prim::PythonOp": "it calls a function of Python",
     "prim::CreateObject": "it makes an object of a scripted class",
 }
 

@@ -43,12 +43,14 @@ class Storage:
     Attributes:
         node: What it holds now.
         is_external: Whether code outside the region can see it, so that a write may not become functional.
+        has_lasting_parts: Whether a part of it cannot be computed again after a write.
         version: Changes with each write; no two writes of any storages have one version.
     """
 
     node: fx.Node
     is_external: bool
     version: int = 0
+    has_lasting_parts: bool = False
 
 
 _versions = itertools.count(1)
@@ -84,8 +86,6 @@ class TensorRef:
         if self.node is None or self.version != self.storage.version:
             assert self.view is not None
             target, args, kwargs = self.view
-            if target is None:
-                raise CannotImportError("it reads a part of a tensor of varying size that was written into")
             self.node = call(target, self.parent.read(call), *args, **kwargs)
             self.version = self.storage.version
         return self.node
@@ -94,6 +94,8 @@ class TensorRef:
         """Replace the contents by those of `new`, of the same shape and dtype."""
         if self.storage.is_external:
             raise CannotImportError("it writes into memory that other code can see")
+        if self.storage.has_lasting_parts:
+            raise CannotImportError("it writes into a tensor of which a part is a view that the importer cannot make again")
         if self.parent is None:
             self.storage.node = new
             self.storage.version = next(_versions)
@@ -114,6 +116,12 @@ def whole(node: fx.Node, *, is_external: bool = False) -> TensorRef:
 def view_of(parent: TensorRef, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TensorRef:
     """Return the ref of a view of `parent`, whose contents are `node` now and ``target(parent, *args, **kwargs)`` at any time."""
     return TensorRef(parent.storage, parent, (target, args, kwargs), node, parent.storage.version)
+
+
+def part_of(parent: TensorRef, node: fx.Node) -> TensorRef:
+    """Return the ref of a part of `parent` that is not known how to make again: nothing may be written into its memory from now on."""
+    parent.storage.has_lasting_parts = True
+    return view_of(parent, node, None, (), {})
 
 
 def overlaps(one: TensorRef, other: TensorRef) -> bool:
@@ -247,7 +255,7 @@ def pieces(target: Any, base: TensorRef, nodes: list[fx.Node], dim: int) -> list
         return [view_of(base, node, aten.select.int, (dim, index), {}) for index, node in enumerate(nodes)]
     lengths = [node.meta["val"].shape[dim] for node in nodes]
     if not all(isinstance(length, int) for length in lengths):
-        return [TensorRef(base.storage, base, (None, (), {}), node, base.storage.version) for node in nodes]
+        return [part_of(base, node) for node in nodes]
     ends = list(itertools.accumulate(lengths))
     return [
         view_of(base, node, aten.slice.Tensor, (dim, end - length, end, 1), {})

@@ -5,6 +5,7 @@
     mul(x, 1), div(x, 1), sub(x, 0), pow(x, 1)       →  x, where no type or shape changes
     to(x, its own dtype), contiguous(x), detach(x)   →  x, where it is so laid out already
     clone(x), cat([x]), repeat(x, [1, 1])            →  x, where nobody can tell
+    cat([x, empty, y]), slice_scatter(x, empty)      →  cat([x, y]), x
     reshape, expand, slice, squeeze to the shape x has, permute by (0, 1, 2), transpose(x, 1, 1)   →  x
     permute(permute(x)), transpose(transpose(x))     →  x, or one permute
     reshape(reshape(x)), reshape(flatten(x))         →  one reshape
@@ -105,7 +106,7 @@ def eliminate_identities(gm: fx.GraphModule, ctx: PassContext) -> int:
         value = rule(node, arguments.bound(node))
         while value is None and _merge(node, ctx):
             changes += 1
-            value = SHARING[node.target](node, arguments.bound(node))
+            value = (SHARING.get(node.target) or COPYING[node.target])(node, arguments.bound(node))
         if value is None:
             continue
         loosens = node.target in COPYING or node.target is aten.contiguous.default
@@ -129,7 +130,9 @@ def eliminate_identities(gm: fx.GraphModule, ctx: PassContext) -> int:
 
 
 def _merge(node: fx.Node, ctx: PassContext) -> bool:
-    """Let a reshape or permutation of another one start from where that starts; return whether it was one."""
+    """Let a reshape or permutation of another one start from where that starts, and a `cat` have no empty parts; return whether it did."""
+    if node.target is aten.cat.default:
+        return _drop_empty_parts(node, ctx)
     inner = node.args[0] if node.args else None
     if not isinstance(inner, fx.Node):
         return False
@@ -147,6 +150,22 @@ def _merge(node: fx.Node, ctx: PassContext) -> bool:
     node.target, node.args, node.kwargs = aten.permute.default, (arguments.bound(inner)["self"], order), {}
     _erase_unread([inner])
     return True
+
+
+def _drop_empty_parts(node: fx.Node, ctx: PassContext) -> bool:
+    tensors = arguments.bound(node)["tensors"]
+    kept = [item for item in tensors if not _is_empty(item)] if isinstance(tensors, (list, tuple)) else []
+    has_its_type = any(item.meta["val"].dtype == node.meta["val"].dtype for item in kept)
+    if not has_its_type or len(kept) == len(tensors) or not ctx.spend():
+        return False
+    node.args, node.kwargs = (kept, arguments.bound(node)["dim"]), {}
+    _erase_unread(item for item in tensors if item not in kept)
+    return True
+
+
+def _is_empty(node: fx.Node) -> bool:
+    """Return whether a tensor has no elements, whatever the sizes that vary."""
+    return any(isinstance(size, int) and size == 0 for size in node.meta["val"].shape)
 
 
 def _erase_unread(nodes: Iterable[fx.Node]) -> None:
@@ -294,6 +313,11 @@ def _whole(node: fx.Node, bound: dict[str, Any]) -> fx.Node | None:
 def _cat_of_one(node: fx.Node, bound: dict[str, Any]) -> fx.Node | None:
     tensors = bound["tensors"]
     return _if_same_type(node, tensors[0]) if isinstance(tensors, (list, tuple)) and len(tensors) == 1 else None
+
+
+@_rule(COPYING, aten.slice_scatter.default)
+def _nothing_scattered(node: fx.Node, bound: dict[str, Any]) -> fx.Node | None:
+    return _if_same_type(node, bound["self"]) if _is_empty(bound["src"]) else None
 
 
 @_rule(SHARING, aten.permute.default, aten.transpose.int, aten.t.default)

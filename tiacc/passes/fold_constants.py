@@ -5,6 +5,7 @@
     linear(x, t(mul(w, 0.5)))   →  linear(x, t_folded)
     add(x, arange(8))           →  add(x, arange_folded)
     expand(x, [size(w, 0), 4])  →  expand(x, [16, 4])
+    new_zeros(x, [8, 8])        →  zeros_folded, as all that is told by shapes and element types: what fills, and what is empty
 
 Left as they are: random draws and uninitialised memory; what the graph returns, since the caller gets a new tensor on every call and
 may write into it; and results so large that folding them would trade arithmetic for memory, such as ``zeros(10000, 10000)``: a
@@ -14,16 +15,34 @@ beyond the constants is no more than `growth_bytes`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from tiacc.graph import arguments
 from tiacc.passes import rewrite
 from tiacc.passes.base import Pass, PassContext, PassResult, register
 
+aten = torch.ops.aten
+
 _UNKNOWN = object()
+
+_FILLED: dict[Any, int] = {
+    aten.zeros_like.default: 0,
+    aten.new_zeros.default: 0,
+    aten.ones_like.default: 1,
+    aten.new_ones.default: 1,
+}
+_FILLED_WITH: dict[Any, str] = {
+    aten.full_like.default: "fill_value",
+    aten.new_full.default: "fill_value",
+    aten.fill.Scalar: "value",
+    aten.fill.Tensor: "value",
+}
+"""The operators that fill a tensor of some shape, and with what: a number, or an argument."""
 
 
 @register
@@ -69,7 +88,7 @@ def _foldable(gm: fx.GraphModule, limit_bytes: int, growth_bytes: int) -> dict[f
         if not rewrite.is_pure(node) or node.target in rewrite.UNINITIALISED or memory.is_returned(node):
             continue
         if not _is_number(node.meta.get("val")):
-            sources = node.all_input_nodes
+            sources = _sources(node)
             if not all(source in foldable or rewrite.constant_of(source) is not None for source in sources):
                 continue
             size = _bytes_of(node)
@@ -81,6 +100,27 @@ def _foldable(gm: fx.GraphModule, limit_bytes: int, growth_bytes: int) -> dict[f
             growth += excess
         foldable[node] = None
     return foldable
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose values that of `node` depends on; of the others it reads no more than the type."""
+    if not _is_static(node.meta.get("val")):
+        return node.all_input_nodes
+    if node.meta["val"].numel() == 0 or node.target in _FILLED:
+        return []
+    if node.target in _FILLED_WITH:
+        value = arguments.bound(node)[_FILLED_WITH[node.target]]
+        return [value] if isinstance(value, fx.Node) else []
+    return node.all_input_nodes
+
+
+def _is_static(value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+        and all(isinstance(size, int) for size in (*value.shape, *value.stride()))
+    )
 
 
 def _evaluate(foldable: dict[fx.Node, None]) -> dict[fx.Node, Any]:
@@ -112,14 +152,27 @@ def _compute(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     def read(source: fx.Node) -> Any:
         return values[source] if source in values else rewrite.constant_of(source)
 
-    if any(source.op != "get_attr" and source not in values for source in node.all_input_nodes):
+    sources = _sources(node)
+    if any(source.op != "get_attr" and source not in values for source in sources):
         return _UNKNOWN
+    if sources != node.all_input_nodes:
+        return _filled(node, read)
     args, kwargs = fx.map_arg((node.args, node.kwargs), read)
     try:
         with torch.no_grad():
             return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception:  # noqa: BLE001 - an operator that fails here fails in the model too: it stays, to do so there
         return _UNKNOWN
+
+
+def _filled(node: fx.Node, read: Callable[[fx.Node], Any]) -> torch.Tensor:
+    """Return what `node` gives, told by its type and what fills it."""
+    fake = node.meta["val"]
+    value = _FILLED.get(node.target, 0)
+    if fake.numel() and node.target in _FILLED_WITH:
+        value = arguments.bound(node)[_FILLED_WITH[node.target]]
+        value = read(value) if isinstance(value, fx.Node) else value
+    return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device).fill_(value)
 
 
 def _put(node: fx.Node, value: Any) -> None:

@@ -53,10 +53,23 @@ def frozen_copy(
         others = [name for name in duplicate._c._method_names() if name != "forward" and not name.startswith("__")]
         kept = [name for name in others if name not in helpers]
         frozen = torch._C._freeze_module(duplicate._c, kept, True, False)
+        for name in ("forward", *kept):
+            _inline_python_functions(frozen._get_method(name).graph)
     except RuntimeError as error:
         raise ImportGraphError(f"torch cannot freeze the model: {str(error).splitlines()[0]}") from error
     dropped = tuple(name for name in others if name in helpers and not name.startswith("_"))
     return torch.jit._recursive.wrap_cpp_module(frozen), tuple(kept), dropped
+
+
+def _inline_python_functions(graph: Graph) -> None:
+    """Put what was traced of each `torch.autograd.Function` in the place of its call, which cannot be saved."""
+    for node in graph.findAllNodes("prim::PythonOp"):
+        if node.hasAttribute("Subgraph"):
+            with graph.insert_point_guard(node):
+                results = graph.insertGraph(node.g("Subgraph"), list(node.inputs()))
+            for value, result in zip(node.outputs(), results):
+                value.replaceAllUsesWith(result)
+            node.destroy()
 
 
 def _called_methods(module: torch._C.ScriptModule, method: str) -> set[str]:
