@@ -212,19 +212,21 @@ def write_page(rows: dict[str, dict[str, Any]]) -> None:
     paid = [row["speed_up"] for row in ran]
     measured = " and ".join(sorted({row["settings"] for row in rows.values()}))
     sizes = ", ".join(f"{sum(name.startswith(kind) for name in rows)} of {kind[:-1]}" for kind in KINDS)
+    segments = [row["segments"] for row in ran]
+    whole, many = segments.count(1), sum(count > 8 for count in segments)
     lines = [
         "# Models that were tried",
         "",
-        f"Written by `make zoo` from `benchmarks/results/{RESULTS.name}`: {len(rows)} of the {len(all_models())} models that the sweep knows "
-        f"({sizes}), with random weights and small inputs, optimized losslessly for the CPU, saved, loaded and compared with the original "
-        f"({measured}).",
+        f"Written by `make zoo` from `benchmarks/results/{RESULTS.name}`: {len(rows)} of the {len(all_models())} models that the sweep "
+        f"knows ({sizes}), with random weights and small inputs, optimized losslessly for the CPU, saved, loaded and compared with the "
+        f"original ({measured}).",
         "",
         f"* {len(ran)} came back, {right} of them with a relative error of {TOLERANCE:g} at most (and 99 % of the boxes, for those that "
         f"detect); {len(rows) - len(ran)} did not, with the reason in the last column.",
-        f"* In the median model {100 * median(shares):.1f} % of the FLOPs are in engines; {sum(row['segments'] == 1 for row in ran)} models "
-        f"are one engine, {sum(row['segments'] > 8 for row in ran)} more than eight.",
-        f"* The median speed-up over TorchScript is {median(paid):.2f}, roughly: each model was timed for less than a second, at a small input, "
-        "beside other work, and what is slower than the original here would not be returned by `tiacc.optimize`.",
+        f"* In the median model {100 * median(shares):.1f} % of the FLOPs are in engines; {whole} models are one engine, {many} are more "
+        "than eight.",
+        f"* The median speed-up over TorchScript is {median(paid):.2f}, roughly: each model was timed for less than a second, at a small "
+        "input, beside other work. What is slower than the original here would not be returned by `tiacc.optimize`.",
         "",
         "| model | how | operators | in engines | engines | FLOPs in engines | relative error | speed-up, roughly |",
         "|---|---|---|---|---|---|---|---|",

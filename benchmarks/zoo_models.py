@@ -18,7 +18,11 @@ Make = Callable[[], tuple[nn.Module, tuple[Any, ...]]]
 FIXED_224 = ("vit_", "swin", "maxvit")
 """What the names of torchvision's models begin with that take images of 224 x 224 alone."""
 
-TIMM = """
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+TIMM = _names("""
 aimv2_large_patch14_224 bat_resnext26ts beit_base_patch16_224 beitv2_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_tiny
 coatnet_pico_rw_224 coatnext_nano_rw_224 convformer_s18 convit_tiny convmixer_768_32 convnext_zepto_rms convnextv2_atto cpubone_nano
 crossvit_tiny_240 cs3darknet_focus_s csatv2 cspdarknet53 cspnext_tiny cspresnet50 cspresnext50 darknet17 darknetaa53 davit_tiny
@@ -38,24 +42,24 @@ seresnetaa50d seresnext26ts seresnextaa201d_32x8d shvit_s1 skresnet18 skresnext5
 swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 test_convnext tf_efficientnet_lite0 tiny_vit_5m_224 tinynet_e tnt_s_legacy_patch16_224
 tresnet_m twins_svt_small vgg11 visformer_tiny vit_tiny_patch16_224 vitamin_small_224 volo_d1_224 vovnet39a wide_resnet50_2
 xception41p xcit_nano_12_p8_224
-""".split()
+""")
 """A small model of each of timm's families."""
 
-TEXT = """
+TEXT = _names("""
 albert bart bert bert-generation big_bird biogpt blenderbot-small bloom camembert canine codegen cohere convbert ctrl data2vec-text deberta
 deberta-v2 distilbert electra ernie fnet fsmt gemma gemma2 gemma3_text glm gpt2 gpt_bigcode gpt_neox gptj granite helium ibert led llama
 longformer longt5 m2m_100 mamba marian mbart megatron-bert mistral mixtral mobilebert modernbert mpnet mpt mt5 nystromformer olmo olmo2
 openai-gpt opt pegasus persimmon phi phi3 plbart qwen2 qwen3 rembert roberta roberta-prelayernorm roformer smollm3 stablelm starcoder2
 switch_transformers t5 umt5 xglm xlm xlm-roberta xmod yoso
-""".split()
-AUDIO = """
+""")
+AUDIO = _names("""
 audio-spectrogram-transformer data2vec-audio hubert sew speech_to_text unispeech wav2vec2 wav2vec2-bert wav2vec2-conformer wavlm whisper
-""".split()
-VISION = """
-beit bit clip_vision_model convnext convnextv2 cvt data2vec-vision deit dinov2 dinov2_with_registers donut-swin dpt focalnet glpn ijepa levit
-mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pvt pvt_v2 regnet resnet segformer siglip_vision_model swiftformer swin swinv2
-textnet timesformer videomae vit vit_msn vitdet vivit yolos
-""".split()
+""")
+VISION = _names("""
+beit bit clip_vision_model convnext convnextv2 cvt data2vec-vision deit dinov2 dinov2_with_registers donut-swin dpt focalnet glpn
+ijepa levit mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pvt pvt_v2 regnet resnet segformer siglip_vision_model swiftformer
+swin swinv2 textnet timesformer videomae vit vit_msn vitdet vivit yolos
+""")
 """Architectures of `transformers`, by the kind of their input."""
 
 SMALL = {
@@ -63,6 +67,7 @@ SMALL = {
     "hidden_size": 32, "d_model": 32, "num_hidden_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
     "num_decoder_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "num_heads": 4, "intermediate_size": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "d_ff": 64, "head_dim": 8, "d_kv": 8,
+    "rotary_dim": 4,
 }  # fmt: skip
 """What the configurations are made small with, where they have such a field."""
 
@@ -210,7 +215,10 @@ def _transformer(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
 
     kind = transformers.CONFIG_MAPPING[name]
     default = kind()
-    config = kind(**{key: value for key, value in SMALL.items() if isinstance(getattr(default, key, None), int)})
+    small = {} if name.startswith("convnext") else SMALL
+    config = kind(**{key: value for key, value in small.items() if isinstance(getattr(default, key, None), int)})
+    if name == "xmod":
+        config.default_language = config.languages[0]
     model = transformers.AutoModel.from_config(config)
     generator = torch.Generator().manual_seed(4)
     words = torch.randint(3, 128, (2, 16), generator=generator)
@@ -224,15 +232,12 @@ def _transformer(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
         spectrum = (getattr(config, "max_length", 0), getattr(config, "num_mel_bins", 0))
         inputs = {"input_values": torch.randn(1, *(spectrum if all(spectrum) and "spectrogram" in name else (4000,)), generator=generator)}
     else:
-        sizes = {"whisper": (config_mels(config), 2 * getattr(config, "max_source_positions", 0)), "wav2vec2-bert": (50, 160)}
+        frames = 2 * getattr(config, "max_source_positions", 0)
+        sizes = {"whisper": (getattr(config, "num_mel_bins", 80), frames), "wav2vec2-bert": (50, 160)}
         inputs = {"input_features": torch.randn(1, *sizes.get(name, (50, 80)), generator=generator)}
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = words[: len(next(iter(inputs.values())))]
     return First(model, tuple(inputs)), tuple(inputs.values())
-
-
-def config_mels(config: Any) -> int:
-    return int(getattr(config, "num_mel_bins", 80))
 
 
 def _image_size(config: Any) -> int:

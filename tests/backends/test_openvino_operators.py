@@ -157,6 +157,9 @@ LOWERED: list[tuple[Any, list[tuple[int, ...]], tuple[Any, ...], dict[str, Any]]
     (aten.diff.default, [(3, 6)], (), {}),
     (aten.tile.default, [(3, 4)], ([2, 1, 2],), {}),
     (aten._upsample_nearest_exact2d.vec, [(1, 2, 5, 7)], ([8, 3], None), {}),
+    (aten.col2im.default, [(2, 12, 6)], ([4, 9], [2, 3], [1, 1], [0, 0], [2, 3]), {}),
+    (aten.fill.Scalar, [(3, 4)], (2.5,), {}),
+    (aten.fill.Tensor, [(3, 4), ()], (), {}),
 ]
 
 
@@ -181,3 +184,70 @@ def test_a_lowering_computes_the_same_in_torch_and_openvino(
     spec = BuildSpec(tuple(sketch.inputs), tuple(specs.spec_of(item) for item in want), torch.device("cpu"))
     for got, right in zip(backend.build(gm, spec).run(data), want):
         torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
+
+
+def _agrees(sketch: Sketch, result: Any, data: list[torch.Tensor]) -> None:
+    """Every call is supported, and the engine gives what torch does."""
+    gm = sketch.output(result)
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and not specs.is_scalar(node):
+            assert backend.supports(node), backend.supports(node).reason
+    want = gm(*data)[0]
+    spec = BuildSpec(tuple(sketch.inputs), (specs.spec_of(specs.tensor_of(result)),), torch.device("cpu"))
+    torch.testing.assert_close(backend.build(gm, spec).run(data)[0], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_windows_of_eight_dimensions(rows: int) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", Dim("n", 1, 2, 8), 4, 6, 6, 3)
+    n = sketch.call(aten.sym_size.int, x, 0)
+    cut = sketch.call(aten.reshape.default, x, [n, 2, 2, 3, 2, 2, 3, 3])
+    moved = sketch.call(aten.permute.default, cut, [0, 1, 3, 5, 2, 4, 6, 7])
+    swapped = sketch.call(aten.transpose.int, sketch.call(aten.add.Tensor, moved, sketch.call(aten.mul.Scalar, moved, 0.5)), 1, 6)
+    wide = sketch.call(aten.unsqueeze.default, sketch.call(aten.flatten.using_ints, swapped, 0, 1), 2)
+    summed = sketch.call(aten.add.Tensor, wide, sketch.call(aten.unsqueeze.default, sketch.call(aten.squeeze.dim, wide, 2), 1))
+    _agrees(sketch, sketch.call(aten.flatten.using_ints, summed, 1, -1), [torch.randn(rows, 4, 6, 6, 3)])
+
+
+def test_a_mask_says_where_one_value_goes() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", Dim("n", 1, 3, 8), 4, 2)
+    mask = sketch.call(aten.gt.Scalar, sketch.call(aten.amax.default, x, [-1]), 0.5)
+    put = sketch.call(aten.index_put.default, x, [mask], sketch.constant("value", torch.tensor(7.0)))
+    low = sketch.call(aten.where.ScalarOther, sketch.call(aten.lt.Scalar, put, 0), put, -1e30)
+    both = sketch.call(aten.where.Scalar, mask, 1.0, -2.0)
+    high = sketch.call(aten.where.ScalarSelf, sketch.call(aten.unsqueeze.default, mask, 2), 3.0, low)
+    _agrees(sketch, sketch.call(aten.mul.Tensor, high, sketch.call(aten.unsqueeze.default, both, 2)), [torch.randn(5, 4, 2)])
+
+
+def test_several_values_behind_a_mask_are_refused() -> None:
+    sketch = Sketch()
+    x, mask = sketch.input("x", 3, 4), sketch.input("mask", 3, dtype=torch.bool)
+    node = sketch.call(aten.index_put.default, x, [mask], sketch.input("values", 4))
+    sketch.output(node)
+    assert "a mask and more than one value" in backend.supports(node).reason
+
+
+def test_overlapping_windows_of_what_the_model_computes() -> None:
+    sketch = Sketch()
+    y = sketch.call(aten.exp.default, sketch.input("x", 2, 12))
+    _agrees(sketch, sketch.call(aten.as_strided.default, y, [2, 5, 4], [12, 2, 1]), [torch.randn(2, 12)])
+
+
+def test_strides_of_what_the_caller_gives_are_left_to_torch() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 2, 12)
+    direct = sketch.call(aten.as_strided.default, sketch.call(aten.unsqueeze.default, x, 0), [2, 5, 4], [12, 2, 1])
+    turned = sketch.call(aten.as_strided.default, sketch.call(aten.t.default, sketch.call(aten.exp.default, x)), [3], [1])
+    sketch.output(direct, turned)
+    assert "the caller lays out" in backend.supports(direct).reason
+    assert "not laid out row by row" in backend.supports(turned).reason
+
+
+def test_memory_that_is_written_later_comes_from_the_engine() -> None:
+    sketch = Sketch()
+    places = sketch.call(aten.argsort.default, sketch.input("x", 6))
+    empty = sketch.call(aten.empty_like.default, places)
+    put = sketch.call(aten.index_put.default, empty, [places], sketch.call(aten.arange.default, 6))
+    _agrees(sketch, sketch.call(aten.mul.Scalar, put, 2), [torch.randn(6)])

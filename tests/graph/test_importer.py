@@ -303,3 +303,37 @@ def test_parts_of_varying_size_are_read_after_a_write_into_the_whole() -> None:
     for rows in (2, 5, 8):
         x = torch.randn(rows, 3)
         assert_same(outcome(scripted, (x,)), outcome(loaded, (x,)))
+
+
+class _OtherNames(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.multiply(x, 2).swapaxes(0, 1)
+        y[0].subtract_(1)
+        y = torch.concat([torch.clip(y, -1, 1), torch.true_divide(y, 3)])
+        return torch.where(torch.greater(y, 0), torch.negative(y), torch.special.expit(y))
+
+
+def test_operators_of_several_names_come_under_one() -> None:
+    x = torch.randn(2, 3)
+    for model in (torch.jit.script(_OtherNames()), torch.jit.trace(_OtherNames(), x)):
+        result = import_module(model, [abstract(x)])
+        assert len(result.regions) == 1 and not result.left
+        named = {str(node.target).split(".")[1] for node in result.regions[0].graph.graph.nodes if node.op == "call_function"}
+        assert {"mul", "transpose", "sub", "cat", "clamp", "div", "gt", "neg", "sigmoid"} <= named
+        assert_same(outcome(model, (-x,)), outcome(write_back(result), (-x,)))
+
+
+class _AddsToAPart(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.relu()
+        y[1:] += x[:-1]
+        y[:, :2] *= 3
+        return y.exp()
+
+
+def test_a_traced_addition_to_a_part_is_imported() -> None:
+    traced = torch.jit.trace(_AddsToAPart(), torch.randn(3, 4))
+    result = import_module(traced, [TensorSpec((3, 4), torch.float32)])
+    assert len(result.regions) == 1 and not result.left
+    x = torch.randn(3, 4)
+    assert_same(outcome(traced, (x,)), outcome(write_back(result), (x,)))

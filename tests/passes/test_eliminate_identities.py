@@ -164,7 +164,7 @@ def test_a_reshape_there_and_back_goes():
     def make(s, x):
         return s.call(aten.reshape.default, s.call(aten.flatten.using_ints, x, 2), [2, 3, s.call(aten.sym_size.int, x, 2), 4])
 
-    check(build(make), 3, NOTHING_BETWEEN)
+    check(build(make), 2, NOTHING_BETWEEN)
 
 
 def test_permutations_become_one():

@@ -206,7 +206,11 @@ def test_what_is_filled_by_a_size_that_varies_stays():
     sketch = Sketch()
     x = sketch.input("x", Dim("n", 1, 2, 5), 3)
     gm = sketch.output(sketch.call(aten.mul.Tensor, x, sketch.call(aten.ones_like.default, x)))
-    check(gm, 0, ["ones_like_default = aten.ones_like.default(x)", "mul_tensor = aten.mul.Tensor(x, ones_like_default)", "return mul_tensor"])
+    check(gm, 0, [
+        "ones_like_default = aten.ones_like.default(x)",
+        "mul_tensor = aten.mul.Tensor(x, ones_like_default)",
+        "return mul_tensor",
+    ])
 
 
 def test_what_is_empty_folds():
@@ -214,5 +218,9 @@ def test_what_is_empty_folds():
     x = sketch.input("x", 3, 4)
     empty = sketch.call(aten.exp.default, sketch.call(aten.slice.Tensor, x, 0, 0, 0))
     gm = sketch.output(sketch.call(aten.cat.default, [sketch.call(aten.neg.default, x), empty]))
-    check(gm, 2, ["neg_default = aten.neg.default(x)", "cat_default = aten.cat.default([neg_default, exp_default_folded])", "return cat_default"])
+    check(gm, 2, [
+        "neg_default = aten.neg.default(x)",
+        "cat_default = aten.cat.default([neg_default, exp_default_folded])",
+        "return cat_default",
+    ])
     assert gm.exp_default_folded.shape == (0, 4)

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from tiacc.graph import torch_compat
+from tiacc.graph.aliases import usual
 from tiacc.graph.number_importer import NumberImporter
 from tiacc.graph.region_builder import UNKNOWN, Facts, NumberTensor, RegionBuilder, has_tensors
 from tiacc.graph.regions import UNINITIALISED
@@ -149,6 +150,7 @@ class NodeImporter(NumberImporter):
         overload = torch_compat.overload_of(node)
         if overload is None:
             raise CannotImportError("it is not an operator that the importer knows")
+        overload = usual(overload)
         if any(isinstance(arg, fx.Node) for arg in args) and not has_tensors(args) and not torch_compat.makes_tensors(overload):
             raise CannotImportError("it computes with a size that varies in a way that the importer does not know")
         if torch_compat.is_random(overload, args):
@@ -209,7 +211,7 @@ class NodeImporter(NumberImporter):
             raise CannotImportError("it writes in place and has no functional form")
         else:
             positional, keywords = torch_compat.bind(twin, lowered)
-            new = self.builder.call(twin, *positional, **keywords)
+            new = self.builder.call(usual(twin), *positional, **keywords)
             if not torch.can_cast(new.meta["val"].dtype, before.meta["val"].dtype):
                 raise CannotImportError("the dtype of its result cannot be written into its input")
         self.builder.note_write(target.storage)

@@ -66,6 +66,7 @@ class TensorRef:
         view: The function that makes it from its parent, with the arguments after the first.
         node: The node of its contents at `version`.
         version: The version of the storage when `node` was made.
+        layout: Where in the memory of its parent a view lies: the fake tensor that it was made as.
     """
 
     storage: Storage
@@ -73,6 +74,7 @@ class TensorRef:
     view: tuple[Any, tuple[Any, ...], dict[str, Any]] | None = None
     node: fx.Node | None = None
     version: int = 0
+    layout: torch.Tensor | None = None
 
     @property
     def value(self) -> torch.Tensor:
@@ -115,7 +117,7 @@ def whole(node: fx.Node, *, is_external: bool = False) -> TensorRef:
 
 def view_of(parent: TensorRef, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TensorRef:
     """Return the ref of a view of `parent`, whose contents are `node` now and ``target(parent, *args, **kwargs)`` at any time."""
-    return TensorRef(parent.storage, parent, (target, args, kwargs), node, parent.storage.version)
+    return TensorRef(parent.storage, parent, (target, args, kwargs), node, parent.storage.version, node.meta["val"])
 
 
 def part_of(parent: TensorRef, node: fx.Node) -> TensorRef:
@@ -128,13 +130,14 @@ def overlaps(one: TensorRef, other: TensorRef) -> bool:
     """Return whether two tensors share a part of their memory, and not all of it: torch refuses to write into one from the other."""
     if one is other or one.storage is not other.storage:
         return False
-    spans = [(value.storage_offset(), value.storage_offset() + value.numel()) for value in (one.value, other.value)]
+    first, second = (ref.value if ref.layout is None else ref.layout for ref in (one, other))
+    spans = [(value.storage_offset(), value.storage_offset() + value.numel()) for value in (first, second)]
     (begin, end), (other_begin, other_end) = spans
     if not all(torch_compat.decide(condition) is True for condition in (begin < other_end, other_begin < end)):
         return False
     ends_meet = torch_compat.same_size(begin, other_begin) and torch_compat.same_size(end, other_end)
-    is_whole = ends_meet and one.value.dim() == other.value.dim()
-    return not is_whole and one.value.is_contiguous() and other.value.is_contiguous()
+    is_whole = ends_meet and first.dim() == second.dim()
+    return not is_whole and first.is_contiguous() and second.is_contiguous()
 
 
 def scatter(target: Any, base: fx.Node, new: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> fx.Node:

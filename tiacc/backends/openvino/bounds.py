@@ -303,7 +303,7 @@ def _converted(analysis: Analysis, node: fx.Node, given: dict[str, Any]) -> Inte
 
 
 def _filled(analysis: Analysis, node: fx.Node, given: dict[str, Any]) -> Interval:
-    return analysis.of(given["fill_value"])
+    return analysis.of(given["fill_value"] if "fill_value" in given else given["value"])
 
 
 def _zero_or_one(analysis: Analysis, node: fx.Node, given: dict[str, Any]) -> Interval:
@@ -332,12 +332,13 @@ MOVES = (
     "vstack.default dstack.default column_stack.default slice.Tensor select.int narrow.default index_select.default gather.default "
     "take_along_dim.default flip.default fliplr.default flipud.default roll.default rot90.default repeat.default tile.default "
     "repeat_interleave.self_int tril.default triu.default constant_pad_nd.default pad.default where.self where.ScalarSelf "
-    "where.ScalarOther masked_fill.Scalar masked_fill.Tensor pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default "
+    "where.ScalarOther where.Scalar masked_fill.Scalar masked_fill.Tensor pixel_shuffle.default pixel_unshuffle.default "
     "unfold.default index.Tensor embedding.default dropout.default feature_dropout.default ravel.default positive.default "
     "select_scatter.default slice_scatter.default scatter.src scatter.value index_put.default index_copy.default type_as.default "
     "atleast_1d.default atleast_2d.default atleast_3d.default lift_fresh.default lift_fresh_copy.default resolve_neg.default "
     "resolve_conj.default maximum.default minimum.default max.other min.other amax.default amin.default max.default min.default "
-    "floor.default ceil.default round.default trunc.default new_full.default im2col.default"
+    "floor.default ceil.default round.default trunc.default new_full.default im2col.default as_strided.default "
+    "channel_shuffle.default"
 )
 """The operators whose results are some of the values that they are given."""
 
@@ -362,9 +363,9 @@ _TRANSFERS: dict[str, _Transfer] = _table(
         "bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Scalar "
         "__and__.Tensor __or__.Tensor __and__.Scalar __or__.Scalar": _bits,
         "to.dtype to.device to.other to.dtype_layout _to_copy.default": _converted,
-        "full.default full_like.default": _filled,
+        "full.default full_like.default fill.Scalar fill.Tensor": _filled,
         "zeros.default ones.default zeros_like.default ones_like.default new_zeros.default new_ones.default one_hot.default eye.default "
-        "eye.m": _zero_or_one,
+        "eye.m empty.memory_format empty_like.default new_empty.default": _zero_or_one,
         "sign.default sgn.default": _sign,
         "arange.default arange.start arange.start_step": _counting,
     }

@@ -315,44 +315,6 @@ def pad(call: Call) -> str:
     return "a tensor without dimensions" if not call.first.dim() else ""
 
 
-# -- indexing ----------------------------------------------------------------------------------------------------------------------
-
-
-def gathered(call: Call) -> str:
-    """Along a named dimension; an index of the tensor's rank."""
-    dim, index = call.given["dim"], call.tensor("index") if "index" in call.given else call.tensor("indices")
-    if not call.first.dim() or dim is None or index is None:
-        return "no dimension is named" if dim is None else "a tensor without dimensions"
-    if call.name != "index_select.default" and index.dim() != call.first.dim():
-        return "an index of another rank"
-    if call.name == "take_along_dim.default":
-        rest = [axis for axis in range(index.dim()) if axis != dim % index.dim()]
-        if any(index.shape[axis] != call.first.shape[axis] for axis in rest):
-            return "an index that is broadcast"
-    return ""
-
-
-def indexed(call: Call) -> str:
-    """With integer tensors."""
-    return "" if call.first.dim() else "a tensor without dimensions"
-
-
-def index_put(call: Call) -> str:
-    """Not accumulating."""
-    return "accumulate" if call.given["accumulate"] else same_dtype_of_values(call)
-
-
-def same_dtype_of_values(call: Call) -> str:
-    """Values of the tensor's type."""
-    values = call.tensor("values")
-    return "" if values is not None and values.dtype == call.first.dtype else "values of another type"
-
-
-def one_hot(call: Call) -> str:
-    """A number of classes that is given."""
-    return "" if call.given["num_classes"] > 0 else "the number of classes is not given"
-
-
 # -- making and converting ---------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ NUMBERS = FLOATS | INTEGERS
 EVERYTHING = NUMBERS | BOOL | SMALL_INTEGERS
 
 RANK_LIMIT = 6
-"""The most dimensions that a tensor may have; not every kernel of OpenVINO takes more."""
+"""The most dimensions that a tensor may have, unless a rule says otherwise; not every kernel of OpenVINO takes more."""
 
 _INDEX_ARGUMENTS = frozenset({"index", "indices"})
 _MASK_ARGUMENTS = frozenset({"mask", "condition"})
@@ -81,6 +81,7 @@ class Rule:
         limit: The magnitude below which integers come out right (`tiacc.backends.openvino.bounds`).
         check: What else must hold.
         note: What the check demands, for the support matrix.
+        ranks: The most dimensions that its tensors may have.
     """
 
     area: str
@@ -91,6 +92,7 @@ class Rule:
     limit: int = bounds.EXACT
     check: Check | None = None
     note: str = ""
+    ranks: int = RANK_LIMIT
 
 
 def judge(node: fx.Node) -> Support:
@@ -126,8 +128,8 @@ def _complaint_on_tensors(call: Call, rule: Rule) -> str:
             return f"{name} is a {tensor.layout} tensor"
         if tensor.dtype not in _dtypes_of(name, rule):
             return f"{name} is {_name(tensor.dtype)}{_why_not(tensor.dtype)}"
-        if tensor.dim() > RANK_LIMIT:
-            return f"{name} has {tensor.dim()} dimensions, more than {RANK_LIMIT}"
+        if tensor.dim() > rule.ranks:
+            return f"{name} has {tensor.dim()} dimensions, more than {rule.ranks}"
         if any((size.min if isinstance(size, specs.Dim) else size) == 0 for size in specs.spec_of(tensor).shape):
             return f"{name} may be empty"
     return ""
@@ -135,7 +137,7 @@ def _complaint_on_tensors(call: Call, rule: Rule) -> str:
 
 def _dtypes_of(name: str, rule: Rule) -> frozenset[torch.dtype]:
     if name in _INDEX_ARGUMENTS:
-        return INTEGERS
+        return INTEGERS | BOOL if name == "indices" else INTEGERS
     if name in _MASK_ARGUMENTS:
         return BOOL
     return rule.result_dtypes if name == "result" else rule.dtypes

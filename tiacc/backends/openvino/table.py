@@ -9,11 +9,14 @@ from collections.abc import Iterable
 
 import torch
 
-from tiacc.backends.openvino import bounds, checks
-from tiacc.backends.openvino.rules import BOOL, EVERYTHING, FLOATS, INTEGERS, NUMBERS, Check, Rule
+from tiacc.backends.openvino import bounds, checks, index_checks
+from tiacc.backends.openvino.rules import BOOL, EVERYTHING, FLOATS, INTEGERS, NUMBERS, RANK_LIMIT, Check, Rule
 
 _INT64 = frozenset({torch.int64})
 _FLOAT32 = frozenset({torch.float32})
+
+HIGH_RANK = 8
+"""The most dimensions of a tensor in the operators that cut images into windows: their kernels take it."""
 
 
 def _rule(
@@ -25,9 +28,11 @@ def _rule(
     results: frozenset[torch.dtype] | None = None,
     computed: Iterable[str] = (),
     limit: int = bounds.EXACT,
+    ranks: int = RANK_LIMIT,
 ) -> Rule:
     note = (check.__doc__ or "") if check else ""
-    return Rule(area, tuple(names.split()), dtypes, dtypes if results is None else results, frozenset(computed), limit, check, note)
+    results = dtypes if results is None else results
+    return Rule(area, tuple(names.split()), dtypes, results, frozenset(computed), limit, check, note, ranks)
 
 
 RULES: tuple[Rule, ...] = (
@@ -79,8 +84,10 @@ RULES: tuple[Rule, ...] = (
     _rule("element-wise", "floor.default ceil.default round.default trunc.default positive.default", NUMBERS),
     _rule("element-wise", "frac.default round.decimals nan_to_num.default", FLOATS),
     _rule("element-wise", "isnan.default isinf.default isfinite.default isposinf.default isneginf.default", FLOATS, results=BOOL),
-    _rule("element-wise", "add.Tensor sub.Tensor rsub.Tensor mul.Tensor", NUMBERS | BOOL, checks.arithmetic, results=NUMBERS),
-    _rule("element-wise", "add.Scalar sub.Scalar rsub.Scalar mul.Scalar", NUMBERS | BOOL, checks.arithmetic, results=NUMBERS),
+    _rule("element-wise", "add.Tensor sub.Tensor rsub.Tensor mul.Tensor", NUMBERS | BOOL, checks.arithmetic, results=NUMBERS,
+          ranks=HIGH_RANK),
+    _rule("element-wise", "add.Scalar sub.Scalar rsub.Scalar mul.Scalar", NUMBERS | BOOL, checks.arithmetic, results=NUMBERS,
+          ranks=HIGH_RANK),
     _rule("element-wise", "div.Tensor div.Scalar atan2.default", NUMBERS | BOOL, checks.arithmetic, results=FLOATS),
     _rule(
         "element-wise",
@@ -104,6 +111,7 @@ RULES: tuple[Rule, ...] = (
     _rule("logical", "bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor bitwise_not.default", INTEGERS | BOOL, checks.same_dtype),
     _rule("logical", "__and__.Tensor __or__.Tensor __xor__.Tensor", INTEGERS | BOOL, checks.same_dtype),
     _rule("selection", "where.self", EVERYTHING),
+    _rule("selection", "where.ScalarSelf where.ScalarOther where.Scalar", NUMBERS | BOOL),
     _rule("selection", "masked_fill.Scalar masked_fill.Tensor", NUMBERS | BOOL, checks.masked_fill),
     # -- reductions ------------------------------------------------------------------------------------------------------------------
     _rule("reduction", "sum.default sum.dim_IntList", NUMBERS | BOOL, checks.ranked, results=NUMBERS, limit=bounds.FLOATED),
@@ -156,15 +164,17 @@ RULES: tuple[Rule, ...] = (
     _rule("resampling", "grid_sampler.default grid_sampler_2d.default", _FLOAT32, checks.grid_sampler),
     _rule("resampling", "pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default", EVERYTHING),
     _rule("resampling", "im2col.default", FLOATS),
+    _rule("resampling", "col2im.default", FLOATS, index_checks.col2im),
     # -- shapes ------------------------------------------------------------------------------------------------------------------------
-    _rule("shape", "view.default", EVERYTHING, computed=["size"]),
-    _rule("shape", "reshape.default", EVERYTHING, computed=["shape"]),
-    _rule("shape", "view_as.default reshape_as.default expand_as.default flatten.using_ints ravel.default", EVERYTHING),
-    _rule("shape", "unflatten.int", EVERYTHING, computed=["sizes"]),
+    _rule("shape", "view.default", EVERYTHING, computed=["size"], ranks=HIGH_RANK),
+    _rule("shape", "reshape.default", EVERYTHING, computed=["shape"], ranks=HIGH_RANK),
+    _rule("shape", "view_as.default reshape_as.default flatten.using_ints ravel.default", EVERYTHING, ranks=HIGH_RANK),
+    _rule("shape", "expand_as.default", EVERYTHING),
+    _rule("shape", "unflatten.int", EVERYTHING, computed=["sizes"], ranks=HIGH_RANK),
     _rule("shape", "squeeze.default", EVERYTHING, checks.fixed_rank),
-    _rule("shape", "squeeze.dim squeeze.dims unsqueeze.default", EVERYTHING, checks.squeezed),
-    _rule("shape", "permute.default transpose.int t.default numpy_T.default mT.default mH.default adjoint.default", EVERYTHING,
-          checks.ranked),
+    _rule("shape", "squeeze.dim squeeze.dims unsqueeze.default", EVERYTHING, checks.squeezed, ranks=HIGH_RANK),
+    _rule("shape", "permute.default transpose.int", EVERYTHING, checks.ranked, ranks=HIGH_RANK),
+    _rule("shape", "t.default numpy_T.default mT.default mH.default adjoint.default", EVERYTHING, checks.ranked),
     _rule("shape", "movedim.intlist movedim.int swapaxes.default swapdims.default", EVERYTHING, checks.ranked),
     _rule("shape", "expand.default broadcast_to.default", EVERYTHING, computed=["size"]),
     _rule("shape", "repeat.default tile.default", EVERYTHING, computed=["repeats", "dims"]),
@@ -189,11 +199,12 @@ RULES: tuple[Rule, ...] = (
     _rule("padding", "replication_pad1d.default replication_pad2d.default replication_pad3d.default", FLOATS, checks.pad),
     # -- indexing ----------------------------------------------------------------------------------------------------------------------
     _rule("indexing", "embedding.default", FLOATS),
-    _rule("indexing", "index_select.default gather.default take_along_dim.default", NUMBERS | BOOL, checks.gathered),
-    _rule("indexing", "index.Tensor", NUMBERS | BOOL, checks.indexed),
-    _rule("indexing", "index_put.default", NUMBERS, checks.index_put),
+    _rule("indexing", "index_select.default gather.default take_along_dim.default", NUMBERS | BOOL, index_checks.gathered),
+    _rule("indexing", "index.Tensor", NUMBERS | BOOL, index_checks.indexed),
+    _rule("indexing", "index_put.default", NUMBERS, index_checks.index_put),
+    _rule("indexing", "as_strided.default", NUMBERS | BOOL, index_checks.strided),
     _rule("indexing", "scatter.src scatter.value scatter_add.default index_add.default", FLOATS, checks.ranked),
-    _rule("indexing", "one_hot.default", INTEGERS, checks.one_hot),
+    _rule("indexing", "one_hot.default", INTEGERS, index_checks.one_hot),
     # -- making and converting ---------------------------------------------------------------------------------------------------------
     _rule("conversion", "to.dtype to.device to.other to.dtype_layout type_as.default _to_copy.default", EVERYTHING, checks.converted),
     _rule("conversion", "clone.default contiguous.default detach.default alias.default lift_fresh.default lift_fresh_copy.default",
@@ -203,6 +214,8 @@ RULES: tuple[Rule, ...] = (
     _rule("making", "full.default", NUMBERS | BOOL, checks.made, computed=["size"]),
     _rule("making", "zeros_like.default ones_like.default full_like.default", NUMBERS | BOOL, checks.made),
     _rule("making", "new_zeros.default new_ones.default new_full.default", NUMBERS | BOOL, checks.made, computed=["size"]),
+    _rule("making", "empty.memory_format new_empty.default", NUMBERS | BOOL, checks.made, computed=["size"]),
+    _rule("making", "empty_like.default fill.Scalar fill.Tensor", NUMBERS | BOOL, checks.made),
     _rule("making", "arange.default arange.start arange.start_step", NUMBERS, checks.made, computed=["start", "end"]),
     _rule("making", "scalar_tensor.default", NUMBERS | BOOL, checks.made),
 )

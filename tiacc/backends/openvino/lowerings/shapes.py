@@ -147,12 +147,6 @@ def _put(emit: Emitter, x: fx.Node, source: fx.Node, dim: int, start: int, end: 
     return emit(aten.cat.default, parts, dim) if len(parts) > 1 else parts[0]
 
 
-@lowers("index_put.default")
-def _index_put(emit: Emitter, x: fx.Node, indices: Sequence[fx.Node | None], values: fx.Node, accumulate: bool) -> fx.Node:
-    copy = emit(aten.clone.default, x)
-    return emit(aten.index_put_.default, copy, list(indices), values, accumulate)
-
-
 @lowers("_upsample_nearest_exact1d.vec", "_upsample_nearest_exact2d.vec", "_upsample_nearest_exact3d.vec")
 def _nearest_exact(emit: Emitter, x: fx.Node, sizes: Any, scales: Sequence[float] | None) -> fx.Node:
     for dim, size in enumerate(value_of(emit.node).shape[2:], 2):
