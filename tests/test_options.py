@@ -147,6 +147,7 @@ BAD = [
     ({"target": "rtx4090"}, r"target is 'rtx4090'; it must be compute capabilities such as 'sm89', of which 'rtx4090' is none"),
     ({"target": [89]}, r"target is \[89\]"),
     ({"check_network": 1}, r"check_network is 1; it must be True or False"),
+    ({"neutral_names": "yes"}, r"neutral_names is 'yes'; it must be True or False"),
     ({"tuning_seconds": -1}, r"tuning_seconds is -1"),
     ({"timing_seconds": 0}, r"timing_seconds is 0; it must be a number greater than 0"),
     ({"timing_seconds": float("inf")}, r"timing_seconds is inf"),

@@ -3,7 +3,7 @@ import sys
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 
 from tiacc import progress as module
 from tiacc.progress import Progress, progress
@@ -42,12 +42,22 @@ def test_the_fraction_is_weighted():
     assert bar.fraction == pytest.approx(1) and bar.label == "measure"
 
 
+def test_what_is_being_done_is_part_of_the_label_until_the_next_phase():
+    bar = Progress(PHASES)
+    bar.start("build", total=3)
+    bar.note("Optimizing graph")
+    assert bar.label == "build 1/3: Optimizing graph"
+    bar.start("measure")
+    assert bar.label == "measure"
+
+
 def test_named_phases_are_equal():
     bar = Progress(["a", "b", "c", "d"])
     bar.start("c")
     assert bar.fraction == pytest.approx(0.5)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(st.sampled_from([*PHASES, "repair"]).map(lambda name: (name,)), st.integers(0, 9)), max_size=20))
 def test_the_fraction_never_falls_and_never_leaves_its_range(calls):
     bar, last = Progress(PHASES), 0.0

@@ -77,6 +77,8 @@ def optimize(
         kind = AheadOfTimeJob if settings.target else Job
         job = kind(model, level, device, inputs, path, settings, candidates, bar)
         job.report.warnings.extend((*model_notes, *inputs.warnings, *notes))
+        if settings.check_network and not settings.target:
+            job.report.warnings.append("check_network has no effect without target: engines that run here are compared with the model")
         output_model = job.run()
     job.report.seconds = time.perf_counter() - begin
     return output_model, job.report

@@ -218,6 +218,10 @@ class Job:
         except (ImportGraphError, PassError, ExportError) as error:
             self.report.actions.append(f"{attempt.name}: given up, {error}")
             return None
+        return self.judged(compiled, attempt, file)
+
+    def judged(self, compiled: Compiled, attempt: Attempt, file: models.TemporaryModel) -> Trial:
+        """Write a model that was built, and compare what a load of the file computes with the input model's outputs."""
         self.bar.start("check")
         trial = Trial(attempt, compiled, self._load(compiled, file), None, self.settings.tolerance_for(self._arithmetic(compiled)))
         try:
@@ -237,7 +241,8 @@ class Job:
     def plan(self, attempt: Attempt) -> Plan:
         """Return what an attempt does to the model."""
         plan = plan_of(self.model, self.inputs, attempt.level, self.device, self.settings, attempt.backends)
-        return dataclasses.replace(plan, keep_fp32=attempt.keep_fp32, distrusted=attempt.distrusted)
+        told = {**plan.build_options, "progress": lambda phase, seconds: self.bar.note(phase)}
+        return dataclasses.replace(plan, keep_fp32=attempt.keep_fp32, distrusted=attempt.distrusted, build_options=told)
 
     def _step(self, phase: str) -> None:
         self.bar.start("build engines" if phase.startswith("build") else phase)

@@ -100,7 +100,7 @@ def checked_engines(compiled: Compiled, data: Sequence[Any]) -> list[CheckedEngi
     """Run a model with each engine compared with its graph."""
     checks = []
     for engine in compiled.engines:
-        loaded = ops.load(engine.blob, engine.key)
+        loaded = ops.loaded(engine.blob, engine.key)
         checks.append(CheckedEngine(loaded.engine, engine))
         ops.attach(engine.blob, checks[-1], loaded.header.device)
     with contextlib.suppress(Exception):  # what stayed in Torch may fail too; what was seen until then is what is known

@@ -80,7 +80,9 @@ class Options:
         workspace_bytes: The most scratch memory that an engine may use.
         target: GPUs to build for instead of the one here, by compute capability: ``("sm80", "sm89")``. Engines are then built
             ahead of time, by ``backend="tensorrt_rtx"``, and not run. Empty: this machine.
-        check_network: Whether to evaluate every TensorRT network on the CPU and compare it with the model before it is built.
+        check_network: With `target`, whether to evaluate the engines' networks on the CPU and compare the outputs with the model's.
+        neutral_names: Whether to name the layers of TensorRT engines by number. An engine holds the names of its layers, which tell
+            operators and modules, in clear text.
         tuning_seconds: The time that the choice of kernels may take, all segments together. 0: they are chosen by rule.
         timing_seconds: The time that measuring the latency of both models may take, which is over when the medians are stable. None: a
             small part of what came before it; where that does not tell whether the model is fast enough, up to 10 s.
@@ -107,6 +109,7 @@ class Options:
     workspace_bytes: int = 1 << 30
     target: tuple[str, ...] = ()
     check_network: bool = False
+    neutral_names: bool = False
     tuning_seconds: float = 60.0
     timing_seconds: float | None = None
     num_threads: int | None = None
@@ -320,6 +323,7 @@ _NORMALISE: dict[str, Callable[[str, Any], Any]] = {
     "workspace_bytes": _count(0),
     "target": _target,
     "check_network": _flag,
+    "neutral_names": _flag,
     "tuning_seconds": _number,
     "timing_seconds": _optional(_positive),
     "num_threads": _optional(_count(1)),

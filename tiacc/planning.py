@@ -58,6 +58,7 @@ def plan_of(
             **({"cache_dir": settings.cache_dir} if settings.cache_dir else {}),
             **({"tf32": _torch_uses_tf32()} if device.type == "cuda" else {}),
             **({"target": settings.target} if settings.target else {}),
+            **({"neutral_names": True} if settings.neutral_names else {}),
         },
     )
 

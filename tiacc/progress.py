@@ -31,6 +31,7 @@ class Progress:
         self._done = 0
         self._furthest = 0.0
         self.phase = ""
+        self._note = ""
 
     @property
     def fraction(self) -> float:
@@ -49,7 +50,7 @@ class Progress:
             phase: One of `phases`; another name is shown, but moves nothing.
             total: The number of steps in it.
         """
-        self.phase, self._total, self._done = phase, max(1, total), 0
+        self.phase, self._total, self._done, self._note = phase, max(1, total), 0, ""
         self.show(is_new=True)
 
     def step(self, count: int = 1) -> None:
@@ -57,13 +58,19 @@ class Progress:
         self._done += count
         self.show(is_new=False)
 
+    def note(self, text: str) -> None:
+        """Tell what is being done in the phase, where its steps cannot be counted."""
+        self._note = text
+        self.show(is_new=False)
+
     def show(self, *, is_new: bool) -> None:
         """Show where things stand; `is_new` when a phase has just begun."""
 
     @property
     def label(self) -> str:
-        """The phase, and where it has several steps, the one at work."""
-        return self.phase if self._total == 1 else f"{self.phase} {min(self._done + 1, self._total)}/{self._total}"
+        """The phase, where it has several steps the one at work, and what is being done."""
+        step = "" if self._total == 1 else f" {min(self._done + 1, self._total)}/{self._total}"
+        return f"{self.phase}{step}{f': {self._note}' if self._note else ''}"
 
 
 class _Lines(Progress):

@@ -51,9 +51,10 @@ class BuildSpec:
         profiles: The shape sets to build for. Each is a ``(min, opt, max)`` of one shape per input, in elements. One
             profile whose three are equal is a static engine; several static ones are a set of alternatives.
         workspace_bytes: The most scratch memory that the engine may use.
-        options: The user's options, those that backends take: ``num_threads``, ``tuning_seconds``, ``cache_dir`` and ``target`` where
-            they are given, and on a GPU ``tf32``: whether torch's flags let the products of convolutions and of matrices both be
-            computed with TensorFloat-32 inputs.
+        options: The user's options, those that backends take: ``num_threads``, ``tuning_seconds``, ``cache_dir``, ``target`` and
+            ``neutral_names`` where they are given, and on a GPU ``tf32``: whether torch's flags let the products of convolutions and
+            of matrices both be computed with TensorFloat-32 inputs. ``progress`` may be told the phase of a build and the seconds
+            since it began.
     """
 
     inputs: tuple[TensorSpec, ...]

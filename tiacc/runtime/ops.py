@@ -117,6 +117,12 @@ def load(blob: torch.Tensor, key: str) -> LoadedEngine:
         return loaded
 
 
+def loaded(blob: torch.Tensor, key: str) -> LoadedEngine:
+    """Return what a call with an envelope runs: what was attached to it, or its engine; see `load`."""
+    found: LoadedEngine | None = getattr(blob, _ATTRIBUTE, None)
+    return load(blob, key) if found is None else found
+
+
 def _load(blob: torch.Tensor) -> LoadedEngine:
     from tiacc.backends.base import require
 
@@ -125,10 +131,7 @@ def _load(blob: torch.Tensor) -> LoadedEngine:
 
 
 def _run_engine(inputs: list[torch.Tensor], blob: torch.Tensor, backend: str, key: str) -> list[torch.Tensor]:
-    loaded: LoadedEngine | None = getattr(blob, _ATTRIBUTE, None)
-    if loaded is None:
-        loaded = load(blob, key)
-    return loaded(inputs)
+    return loaded(blob, key)(inputs)
 
 
 def _check_inputs(inputs: list[torch.Tensor], specs: str) -> None:
