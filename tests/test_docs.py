@@ -86,6 +86,21 @@ def test_commands_of_an_example_are_ones_that_the_program_knows(path: Path) -> N
             cli._parser().parse_args(words[1:])
 
 
+@pytest.mark.parametrize(
+    ("code", "most"),
+    [
+        (blocks(ROOT / "docs/write-a-pass.md", "python")[0], 15),
+        (blocks(ROOT / "docs/write-a-backend.md", "python")[0], 80),
+        (blocks(ROOT / "README.md", "python")[-1], 15),
+        ((ROOT / "examples/tiacc-onnxruntime/tiacc_onnxruntime.py").read_text(encoding="utf-8"), 80),
+    ],
+    ids=["a pass", "a backend", "the pass of the README", "the example"],
+)
+def test_what_a_newcomer_writes_is_short(code: str, most: int) -> None:
+    """Lines that are not empty count."""
+    assert len(list(filter(str.strip, code.splitlines()))) <= most
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is of Python 3.11")
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_tables_parse(path: Path) -> None:
