@@ -169,6 +169,9 @@ def randomise(model: nn.Module, generator: torch.Generator) -> None:
             normal(module.in_proj_weight, module.embed_dim**-0.5)
             normal(module.in_proj_bias, 0.2)
     for module in model.modules():
+        scale = getattr(module, "layer_scale", None)  # of a residual branch, in ConvNeXt
+        if isinstance(scale, nn.Parameter):
+            uniform(scale, 0.1, 0.3)
         last = getattr(module, "bn3", None)  # the end of a residual branch, in the ResNets of torchvision and timm alike
         if isinstance(last, nn.BatchNorm2d):
             uniform(last.weight, 0.1, 0.3)

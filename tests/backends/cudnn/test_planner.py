@@ -116,6 +116,37 @@ def test_normalisations_of_rows_take_the_work_on_both_sides() -> None:
     check(gm, 1e-5)
 
 
+def test_a_layer_whose_result_is_turned_still_takes_the_work_behind_it() -> None:
+    sketch = Sketch()
+    x, shortcut = sketch.input("x", 2, 35, 12), sketch.input("shortcut", 2, 8, 5, 7)
+    weight, scale = sketch.constant("weight", torch.randn(8, 12)), sketch.constant("scale", torch.randn(8, 1, 1))
+    pixels = sketch.call(aten.view.default, x, [2, 5, 7, 12])
+    y = sketch.call(aten.permute.default, sketch.call(aten.linear.default, pixels, weight), [0, 3, 1, 2])
+    gm = sketch.output(sketch.call(aten.add.Tensor, sketch.call(aten.mul.Tensor, y, scale), shortcut))
+    assert titles(gm) == ["conv1x1+mul+add"]
+    check(gm)
+
+
+def test_rows_of_a_turned_input_are_taken_in_the_order_of_memory() -> None:
+    sketch = Sketch()
+    x, shortcut = sketch.input("x", 2, 5, 12), sketch.input("shortcut", 2, 5, 12)
+    weight = sketch.constant("weight", torch.randn(12, 12))
+    turned = sketch.call(aten.transpose.int, x, 0, 1)
+    y = sketch.call(aten.transpose.int, sketch.call(aten.linear.default, turned, weight), 0, 1)
+    gm = sketch.output(sketch.call(aten.add.Tensor, y, shortcut))
+    assert titles(gm) == ["conv1x1+add"]
+    check(gm)
+
+
+def test_work_behind_a_reshaped_result_joins_the_layer() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 6, 12)
+    y = sketch.call(aten.view.default, sketch.call(aten.linear.default, x, sketch.constant("weight", torch.randn(8, 12))), [2, 3, 2, 4])
+    gm = sketch.output(sketch.call(aten.relu.default, y))
+    assert titles(gm) == ["conv1x1+relu"]
+    check(gm)
+
+
 def test_what_has_no_plan_is_a_call_of_torch() -> None:
     sketch = Sketch()
     x = sketch.input("x", 4, 10)

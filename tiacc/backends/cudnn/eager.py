@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tiacc.backends.cudnn.body import evaluate
-from tiacc.backends.cudnn.program import ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
+from tiacc.backends.cudnn.program import AttentionStep, ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
 
 Read = Callable[[Ref], torch.Tensor]
 """Gives the tensor of a ref."""
@@ -20,7 +20,9 @@ def compute(step: Step, read: Read) -> None:
         _call(step, read)
         return
     out = read(step.out)
-    if isinstance(step, PointwiseStep):
+    if isinstance(step, AttentionStep):
+        out.copy_(_attended(step, read))
+    elif isinstance(step, PointwiseStep):
         out.copy_(evaluate(step.body, [read(ref) for ref in step.operands]))
     else:
         out.copy_(evaluate(step.body, [anchor_value(step, read), *(read(ref) for ref in step.operands)]))
@@ -54,6 +56,16 @@ def convolution(step: ConvStep, x: torch.Tensor, weight: torch.Tensor) -> torch.
     ]
     extra = (step.out.shape[2] - size[0], step.out.shape[3] - size[1])
     return torch.nn.functional.conv_transpose2d(x, weight, None, step.stride, step.padding, extra, step.groups, step.dilation)
+
+
+def _attended(step: AttentionStep, read: Read) -> torch.Tensor:
+    q, k, v = read(step.q), read(step.k), read(step.v)
+    mask = None if step.mask is None else read(step.mask)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, mask, 0.0, step.is_causal, scale=step.scale, enable_gqa=k.shape[1] != q.shape[1]
+    )
 
 
 def _pooled(step: PoolStep, x: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from tiacc.backends.cudnn import eager, kernels, products
+from tiacc.backends.cudnn import attention, eager, kernels, products
 from tiacc.backends.cudnn.fused import FEW_PLANS, MAX_PLANS, FusedGraph, can_fuse
 from tiacc.backends.cudnn.layouts import is_rows, row_of
-from tiacc.backends.cudnn.program import ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
+from tiacc.backends.cudnn.program import AttentionStep, ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
 from tiacc.errors import BuildError
 
 Call = Callable[[], None]
@@ -56,8 +56,10 @@ class Bench:
             return _row_tactics(step)
         if isinstance(step, ReduceStep):
             return _reduce_tactics(step)
+        if isinstance(step, AttentionStep):
+            return [TORCH, *attention.tactics(step)]
         if step.is_depthwise:
-            return [f"triton:{block},4" for block in (128, 256, 512)] + [TORCH]
+            return [*products.depthwise_tactics(step), TORCH]
         graph = self.graph(step)
         tiles = products.tiles(step) if products.has_product(step) else []
         found = [f"cudnn:{plan}" for plan in graph.plans(FEW_PLANS if tiles else MAX_PLANS)] if graph is not None else []
@@ -172,10 +174,16 @@ class Bench:
             count = math.prod(step.inputs[0].shape) // math.prod(step.inputs[0].shape[dim] for dim in step.dims)
             tensors = self._storages((step.out, *step.inputs, *step.operands))
             return TritonCall(text, (-(-count // rows),), tensors, {"XB": rows, "RB": columns}, warps, 2)
+        if isinstance(step, AttentionStep):
+            rows, keys, warps, stages = numbers
+            grid = (-(-step.out.shape[2] // rows), step.out.shape[0] * step.out.shape[1])
+            return TritonCall(attention.kernel(step), grid, self._storages(step.refs()), {"BM": rows, "BN": keys}, warps, stages)
         if isinstance(step, ConvStep) and step.is_depthwise:
-            block, warps = numbers
+            pixels, wide, warps = numbers
+            images, channels, height, width = step.out.shape
             tensors = [*self._storages((step.out, step.x)), self.weight(step), *self._storages(step.operands)]
-            return TritonCall(products.depthwise(step), (-(-step.out.numel // block),), tensors, {"BLOCK": block}, warps, 2)
+            grid = (images * height * -(-width // pixels), -(-channels // wide))
+            return TritonCall(products.depthwise(step), grid, tensors, {"BW": pixels, "BC": wide}, warps, 2)
         if isinstance(step, ConvStep):
             return self._product(step, products.Tile.parse(numbers))
         raise BuildError("this step has no kernel")

@@ -19,7 +19,8 @@ from tiacc.backends.cudnn import folding, pointwise
 from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides, dense_strides, strides_like
 from tiacc.backends.cudnn.lazy import Anchor, Expression, Lazy, Node, anchor_of, flatten, refs_of, size_of
 from tiacc.backends.cudnn.program import CONSTANT, INPUT, Buffer, Entry, PointwiseStep, Program, Ref, Step, TorchStep
-from tiacc.backends.cudnn.views import CASTS, RESHAPES, VIEWS
+from tiacc.backends.cudnn.views import CASTS, RESHAPED, RESHAPES, TURNS, VIEWS
+from tiacc.backends.cudnn.waiting_views import Turn, reshaped_to, turn_of, viewed
 from tiacc.errors import BuildError
 from tiacc.graph import arguments, specs
 
@@ -145,10 +146,19 @@ class Planner:
     def _plan_view(self, node: fx.Node) -> Value:
         """Views are arithmetic on strides, which torch does; where it would have to copy, a copy is made."""
         source = node.args[0]
-        ref = self.realize(source)  # type: ignore[arg-type]
+        assert isinstance(source, fx.Node)
         args = [self._number(arg) for arg in node.args[1:]]
         kwargs = {key: self._number(arg) for key, arg in node.kwargs.items()}
         op: Any = node.target
+        if op in TURNS and len(source.users) == 1 and self.anchor(source) is not None:
+            value = viewed(self.values[source], turn_of(lambda tensor: op(tensor, *args, **kwargs), shape_of(source)))
+            if value is not None:
+                return value
+        if op in RESHAPED and len(source.users) == 1 and self.anchor(source) is not None:
+            value = viewed(self.values[source], Turn(shape_of(node), reshaped_to(shape_of(node)), reshaped_to(shape_of(source))))
+            if value is not None:
+                return value
+        ref = self.realize(source)
         if op in RESHAPES:
             op = aten.view.default
             if node.target is aten.flatten.using_ints or node.target is aten.view_as.default or node.target is aten.reshape_as.default:
@@ -156,8 +166,7 @@ class Planner:
         try:
             view = op(ref.meta(), *args, **kwargs)
         except RuntimeError:
-            shape = ref.shape
-            ref = self.store(Lazy(ref, shape, ref.dtype), contiguous_strides(shape))
+            ref = self.copied(ref)
             view = op(ref.meta(), *args, **kwargs)
         if isinstance(view, (list, tuple)):
             return [ref.like(item) for item in view]
@@ -300,6 +309,10 @@ class Planner:
         if all(size == 1 or have == want for size, have, want in zip(ref.shape, ref.strides, wanted)):
             return Ref(ref.buffer, ref.shape, wanted, ref.offset)
         return self.store(Lazy(ref, ref.shape, ref.dtype), wanted)
+
+    def copied(self, ref: Ref) -> Ref:
+        """Return a copy of a tensor in row-major order."""
+        return self.store(Lazy(ref, ref.shape, ref.dtype), contiguous_strides(ref.shape))
 
     def image(self, node: fx.Node) -> Ref:
         """Return where an image is, with the channels of a pixel next to each other; pixels may be further apart than they need be."""

@@ -15,6 +15,7 @@ from tiacc.backends.cudnn.layouts import FLOATS, as_image, channels_last_strides
 from tiacc.backends.cudnn.lazy import Anchor, Expression, Lazy, Node
 from tiacc.backends.cudnn.planner import Planner, pair, shape_of
 from tiacc.backends.cudnn.program import ConvStep, Ref, Step
+from tiacc.backends.cudnn.waiting_views import Turn, permutation, viewed
 from tiacc.graph import specs
 
 
@@ -140,8 +141,10 @@ def _product(
     if not rows or not depth or not width:
         return None
     x = planner.realize(source)
+    turn = None
     if not is_matrix(x):
-        x = planner.as_laid_out(x, contiguous_strides)
+        turn = _row_order(x)
+        x = x.like(turn.forth(x.meta())) if turn is not None else planner.as_laid_out(x, contiguous_strides)
     image = as_image(x)
     step = ConvStep(
         out=image,
@@ -156,7 +159,7 @@ def _product(
         operands=(),
         tf32=planner.tf32[1],
     )
-    result = (*shape[:-1], width)
+    result = (*x.shape[:-1], width)
 
     def emit(out: Ref, body: Body, operands: tuple[Ref, ...]) -> Step:
         return dataclasses.replace(step, out=as_image(out), body=body, operands=tuple(map(as_image, operands)))
@@ -167,4 +170,12 @@ def _product(
     value: Expression = Anchor(result, emit, takes, contiguous_strides, is_matrix)
     if bias is not None:
         value = Node("add", (value, planner.constant(bias, f"{node.name}_bias")))
-    return Lazy(value, result, dtype)
+    lazy = Lazy(value, result, dtype)
+    return lazy if turn is None else viewed(lazy, Turn((*shape[:-1], width), turn.back, turn.forth))
+
+
+def _row_order(x: Ref) -> Turn | None:
+    """Return the order of the leading dimensions in which the rows of a tensor are equally far apart; None where there is none."""
+    order = sorted(range(len(x.shape) - 1), key=lambda dim: -x.strides[dim] if x.shape[dim] > 1 else 0)
+    turn = permutation([*order, len(x.shape) - 1], x.shape)
+    return turn if is_matrix(x.like(turn.forth(x.meta()))) else None

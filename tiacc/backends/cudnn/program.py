@@ -251,6 +251,31 @@ class RowStep:
 
 
 @dataclass(frozen=True)
+class AttentionStep:
+    """``out = softmax(scale · q · kᵀ + mask) · v`` for each head.
+
+    Attributes:
+        out: ``(N, heads, L, D)``, as `q`.
+        k: ``(N, groups, M, D)``; so many heads after each other share one that `groups` divides `heads` by. `v` has the same shape.
+        mask: ``(N, heads, L, M)``, expanded: what is added, or, of booleans, what is kept; None for no mask.
+        scale: What products are multiplied by.
+        is_causal: Whether each place sees only those up to its own.
+    """
+
+    out: Ref
+    q: Ref
+    k: Ref
+    v: Ref
+    mask: Ref | None
+    scale: float
+    is_causal: bool
+
+    def refs(self) -> tuple[Ref, ...]:
+        """Return what it writes, then what it reads."""
+        return (self.out, self.q, self.k, self.v, *([] if self.mask is None else [self.mask]))
+
+
+@dataclass(frozen=True)
 class TorchStep:
     """One call of an operator; its results are copied into `outs`.
 
@@ -279,7 +304,7 @@ def _refs_in(value: Any) -> Iterator[Ref]:
             yield from _refs_in(item)
 
 
-KernelStep: TypeAlias = "PointwiseStep | ConvStep | PoolStep | ReduceStep | RowStep"
+KernelStep: TypeAlias = "PointwiseStep | ConvStep | PoolStep | ReduceStep | RowStep | AttentionStep"
 """The steps with one result and kernels for it."""
 
 Step: TypeAlias = "KernelStep | TorchStep"
@@ -345,6 +370,8 @@ def title(step: Step) -> str:
     """Return what a step computes, without its buffers."""
     if isinstance(step, TorchStep):
         return str(step.target)
+    if isinstance(step, AttentionStep):
+        return "attention" + ("+causal" if step.is_causal else "") + ("+mask" if step.mask is not None else "")
     tail = "".join(f"+{instruction.op}" for instruction in step.body.instructions)
     if isinstance(step, PointwiseStep):
         return tail[1:] or "copy"

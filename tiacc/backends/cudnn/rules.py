@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from tiacc.backends.cudnn import product_rules
+from tiacc.backends.cudnn import attention, product_rules
 from tiacc.backends.cudnn.body import COPY, Body
 from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides, strides_like
 from tiacc.backends.cudnn.lazy import Anchor, Expression, Lazy, Node, flatten
@@ -288,5 +288,6 @@ RULES: dict[Any, Rule] = {
     aten.batch_norm.default: _batch_norm,
     aten._native_batch_norm_legit_no_training.default: lambda planner, node, args: None,
     aten.cat.default: _cat,
+    aten.scaled_dot_product_attention.default: attention.attention,
 }
 """The rule of each operator."""

@@ -59,6 +59,30 @@ RESHAPES = frozenset(
 )
 """Those of them that may have to copy."""
 
+RESHAPED = RESHAPES | {
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unflatten.int,
+}
+"""Those that keep all elements in their order."""
+
+TURNS = frozenset(
+    {
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.numpy_T.default,
+        aten.mT.default,
+        aten.movedim.int,
+        aten.movedim.intlist,
+        aten.swapaxes.default,
+        aten.swapdims.default,
+    }
+)
+"""Those that put the dimensions in another order."""
+
 CASTS = frozenset(
     {
         aten._to_copy.default,
