@@ -94,14 +94,8 @@ class CudnnEngine:
             cache = TacticCache(cache_dir, library.environment_key(device))
             chosen = choose(executable.program, executable.bench, cache, seconds)
             choices = [chosen, *(overlapping(executable.program, chosen, cache) if kernels.may_overlap(device) and seconds else ())]
-            self.tactics.update(min(choices, key=lambda choice: self._whole(executable, choice)) if len(choices) > 1 else chosen)
+            self.tactics.update(min(choices, key=lambda choice: _whole(executable, choice, inputs)) if len(choices) > 1 else chosen)
             executable.bind(self.tactics)
-
-    @staticmethod
-    def _whole(executable: Executable, tactics: dict[str, str]) -> float:
-        """Return the time of all steps with some tactics, in microseconds."""
-        executable.bind(tactics)
-        return microseconds(executable.steps, executable.device)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the outputs on the caller's current stream, without waiting for the device.
@@ -195,6 +189,17 @@ class CudnnEngine:
         executable = Executable(self.program(shapes), constants, packed, device)
         executable.bind(self.tactics)
         return executable.run(inputs, with_graph=False)
+
+
+def _whole(executable: Executable, tactics: dict[str, str], inputs: Sequence[torch.Tensor]) -> float:
+    """Return the time of a program with some tactics, in microseconds."""
+
+    def once() -> None:
+        executable.fill(inputs)  # what is in their place is overwritten by later steps
+        executable.steps()
+
+    executable.bind(tactics)
+    return microseconds(once, executable.device)
 
 
 def _size_of(program: Program) -> int:
