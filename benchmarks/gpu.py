@@ -1,7 +1,8 @@
-"""Whole models on a GPU: TorchScript, what its users could pick instead, and tiacc at both levels, timed in turn in one process.
+"""Whole models on a GPU: TorchScript, what its users could pick instead, and tiacc, timed in turn in one process.
 
-``python -m benchmarks.gpu --commit $(git rev-parse --short HEAD)`` writes ``benchmarks/results/gpu-DATE-COMMIT.json``, row by row, so
-that what was measured is kept if it is stopped; rows that the file has are not measured again.
+``python -m benchmarks.gpu --commit $(git rev-parse --short HEAD)`` measures the cases below, or those named, as ``MODEL:BATCH:LEVELS``,
+into ``benchmarks/results/gpu-DATE-COMMIT.json``, row by row, so that what was measured is kept if it is stopped; rows that the file has
+are not measured again, and several processes, each on a GPU of its own, may share the file.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
+import fcntl
 import gc
 import io
 import json
 import platform
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,15 @@ import tiacc
 from benchmarks import models
 from tiacc import environment, measure
 
-CASES: dict[str, tuple[int, ...]] = {
-    "resnet50": (1, 16, 32, 64),
-    "resnest50": (1, 16, 32, 64),
-    "centernet_resnet50": (1, 2, 4, 8),
-    "mobilenet_v3_large": (1, 32),
-}
-"""The batches of each model; the first three are the table of the accelerator that tiacc is a rebuild of."""
+OTHERS = ("mobilenet_v3_large", "efficientnet_b0", "vit_b_16", "convnext_tiny", "bert_base")
+
+CASES = (
+    *(f"resnet50:{batch}:01" for batch in (1, 16, 32, 64)),
+    *(f"resnest50:{batch}:01" for batch in (1, 16, 32, 64)),
+    *(f"centernet_resnet50:{batch}:01" for batch in (1, 2, 4, 8)),
+    *(f"{name}:{batch}:1" for name in OTHERS for batch in (1, 32)),
+)
+"""What is measured; the first three models are the table of the accelerator that tiacc is a rebuild of."""
 
 DEVICE = torch.device("cuda", 0)
 
@@ -50,7 +55,7 @@ def cuda_graph(call: Callable[[], Any]) -> Callable[[], None]:
     return graph.replay
 
 
-def compiled(model: torch.nn.Module, x: torch.Tensor) -> Callable[[], Any]:
+def compiled(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Callable[[], Any]:
     """Return a call of a model through `torch.compile`, with CUDA graphs and frozen weights."""
     import torch._inductor.config
 
@@ -58,16 +63,16 @@ def compiled(model: torch.nn.Module, x: torch.Tensor) -> Callable[[], Any]:
     torch._dynamo.reset()
     function = torch.compile(model, mode="reduce-overhead")
     for _ in range(3):
-        function(x)
-    return lambda: function(x)
+        function(*inputs)
+    return lambda: function(*inputs)
 
 
-def optimized(model: torch.jit.ScriptModule, level: int, x: torch.Tensor, cache_dir: str) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+def optimized(
+    model: torch.jit.ScriptModule, level: int, inputs: tuple[torch.Tensor, ...], cache_dir: str | None
+) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
     """Return the model that a load of the saved bytes gives, and what the report says of it."""
     begin = time.perf_counter()
-    result, report = tiacc.optimize(
-        model, level, 0, ["*".join(map(str, x.shape))], timing_seconds=0.5, cache_dir=cache_dir, verbose=False
-    )
+    result, report = tiacc.optimize(model, level, 0, None, [inputs], timing_seconds=0.5, cache_dir=cache_dir, verbose=False)
     seconds = time.perf_counter() - begin
     buffer = io.BytesIO()
     torch.jit.save(result, buffer)
@@ -76,7 +81,7 @@ def optimized(model: torch.jit.ScriptModule, level: int, x: torch.Tensor, cache_
     begin = time.perf_counter()
     loaded = torch.jit.load(buffer, map_location="cuda")
     with torch.no_grad():
-        loaded(x)
+        loaded(*inputs)
         torch.cuda.synchronize()
     return loaded, {
         "achieved_level": report.achieved_level,
@@ -104,84 +109,98 @@ def flat(outputs: Any) -> list[torch.Tensor]:
     return [output.float() for output in ([outputs] if isinstance(outputs, torch.Tensor) else list(outputs))]
 
 
-def measure_case(name: str, batch: int, peers: str, levels: Sequence[int], cache_dir: str, seconds: float) -> dict[str, Any]:
+def halved(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as half precision wants it: numbers in float16, images channels last."""
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half.to(memory_format=torch.channels_last) if half.ndim == 4 else half
+
+
+def measure_case(name: str, batch: int, levels: Sequence[int], cache_dir: str | None, seconds: float) -> dict[str, Any]:
     """Return one row: medians and 99th percentiles in milliseconds, errors relative to float32 without TensorFloat-32."""
     model = models.make(name).to(DEVICE)
-    x, fresh = models.example(name, batch).to(DEVICE), models.example(name, batch, seed=1).to(DEVICE)
-    scripted = models.trace(model, x)
+    inputs, fresh = (tuple(item.to(DEVICE) for item in models.inputs(name, batch, seed=seed)) for seed in (0, 1))
+    scripted = models.trace(model, *inputs)
     torch.backends.cudnn.allow_tf32 = False
-    reference = flat(model(fresh))
+    reference = flat(model(*fresh))
     torch.backends.cudnn.allow_tf32 = True
     row: dict[str, Any] = {"model": name, "batch": batch, "size": models.ZOO[name].size}
-    calls: dict[str, Callable[[], Any]] = {"torchscript": lambda: scripted(x)}
+    calls: dict[str, Callable[[], Any]] = {"torchscript": lambda: scripted(*inputs)}
     frozen = torch.jit.freeze(scripted)
-    calls["torchscript_frozen"] = lambda: frozen(x)
-    half = copy.deepcopy(model).half().to(memory_format=torch.channels_last)
-    x_half = x.half().to(memory_format=torch.channels_last)
-    calls["eager_fp16_graph"] = cuda_graph(lambda: half(x_half))
-    if peers in ("fp16", "all"):
-        calls["compile_fp16"] = compiled(half, x_half)
-    if peers == "all":
-        calls["compile_tf32"] = compiled(copy.deepcopy(model), x)
+    calls["torchscript_frozen"] = lambda: frozen(*inputs)
+    if 1 in levels:
+        half = copy.deepcopy(model).half().to(memory_format=torch.channels_last)
+        half_inputs = tuple(map(halved, inputs))
+        calls["eager_fp16_graph"] = cuda_graph(lambda: half(*half_inputs))
+        calls["compile_fp16"] = compiled(half, half_inputs)
+    if 0 in levels:
+        calls["compile_tf32"] = compiled(copy.deepcopy(model), inputs)
     for level in levels:
-        loaded, told = optimized(scripted, level, x, cache_dir)
+        loaded, told = optimized(scripted, level, inputs, cache_dir)
         row[f"level{level}"] = told
         # first by launches, then by the graph that is recorded
         told["relative_error"] = max(
-            float((a - b).norm() / b.norm()) for _ in range(3) for a, b in zip(flat(loaded(fresh)), reference, strict=True)
+            float((a - b).norm() / b.norm()) for _ in range(3) for a, b in zip(flat(loaded(*fresh)), reference, strict=True)
         )
-        told["host_microseconds"] = round(host_microseconds(lambda loaded=loaded: loaded(x)), 1)  # type: ignore[misc]
-        calls[f"tiacc_level{level}"] = lambda loaded=loaded: loaded(x)  # type: ignore[misc]
+        told["host_microseconds"] = round(host_microseconds(lambda loaded=loaded: loaded(*inputs)), 1)  # type: ignore[misc]
+        calls[f"tiacc_level{level}"] = lambda loaded=loaded: loaded(*inputs)  # type: ignore[misc]
     for key, latency in zip(calls, measure.latencies(list(calls.values()), DEVICE, seconds=seconds)):
         row[key] = {"p50_ms": round(latency.p50_ms, 4), "p99_ms": round(latency.p99_ms, 4), "runs": latency.runs}
     row["memory_allocated_mib"] = torch.cuda.max_memory_allocated() >> 20
     return row
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from a file."""
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def stored(path: Path, commit: str, date: str) -> dict[str, Any]:
+    """Return the record in a file, or a new one."""
+    if path.exists():
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record
+    software = {"Python": platform.python_version(), **{item.software: item.version for item in environment.software_environment()}}
+    return {"commit": commit, "date": date, "device": torch.cuda.get_device_name(DEVICE), "software": software, "rows": []}
+
+
 def main() -> None:
     """Measure the cases asked for and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default=",".join(CASES))
-    parser.add_argument("--batches", default="", help="instead of each model's own")
-    parser.add_argument("--peers", choices=("none", "fp16", "all"), default="all", help="which variants of torch.compile are measured too")
+    parser.add_argument("cases", nargs="*", default=CASES, help="MODEL:BATCH:LEVELS; all of the table unless told")
     parser.add_argument("--seconds", type=float, default=3.0, help="the time to measure a case in")
     parser.add_argument("--commit", required=True)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
-    parser.add_argument("--cache", default="/tmp/tiacc-tactics")
-    parser.add_argument("--levels", default="0,1")
+    parser.add_argument("--cache", help="a folder of tactics")
     told = parser.parse_args()
-    levels = [int(level) for level in told.levels.split(",")]
     warnings.simplefilter("ignore")
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     path = Path(told.out, f"gpu-{date}-{told.commit}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {
-        "commit": told.commit,
-        "date": date,
-        "device": torch.cuda.get_device_name(DEVICE),
-        "software": {"Python": platform.python_version(), **{item.software: item.version for item in environment.software_environment()}},
-        "rows": [],
-    }
-    known = {(row["model"], row["batch"]) for row in record["rows"]}
-    for name in told.models.split(","):
-        for batch in map(int, told.batches.split(",")) if told.batches else CASES[name]:
-            if (name, batch) in known:
-                continue
-            begin = time.perf_counter()
-            torch.cuda.reset_peak_memory_stats()
-            with torch.no_grad():
-                row = measure_case(name, batch, told.peers, levels, told.cache, told.seconds)
+    known = {(row["model"], row["batch"]) for row in stored(path, told.commit, date)["rows"]}
+    for case in told.cases:
+        name, batch, levels = case.split(":")
+        if (name, int(batch)) in known:
+            continue
+        begin = time.perf_counter()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.no_grad():
+            row = measure_case(name, int(batch), list(map(int, levels)), told.cache, told.seconds)
+        with locked(path):
+            record = stored(path, told.commit, date)
             record["rows"].append(row)
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            times = " ".join(f"{key}={value['p50_ms']:.3f}" for key, value in row.items() if isinstance(value, dict) and "p50_ms" in value)
-            errors = " ".join(
-                f"L{level}: err {row[f'level{level}']['relative_error']:.1e} host {row[f'level{level}']['host_microseconds']:.0f} us "
-                f"optimize {row[f'level{level}']['optimize_seconds']:.0f} s load {row[f'level{level}']['load_and_first_run_seconds']:.1f} s"
-                for level in levels
-            )
-            print(f"{name} b{batch} {times} {errors} [{time.perf_counter() - begin:.0f} s]", flush=True)
-            gc.collect()
-            torch.cuda.empty_cache()
+        times = " ".join(f"{key}={value['p50_ms']:.3f}" for key, value in row.items() if isinstance(value, dict) and "p50_ms" in value)
+        errors = " ".join(
+            f"L{level}: err {row[f'level{level}']['relative_error']:.1e} host {row[f'level{level}']['host_microseconds']:.0f} us "
+            f"optimize {row[f'level{level}']['optimize_seconds']:.0f} s load {row[f'level{level}']['load_and_first_run_seconds']:.1f} s"
+            for level in map(int, levels)
+        )
+        print(f"{name} b{batch} {times} {errors} [{time.perf_counter() - begin:.0f} s]", flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
