@@ -20,9 +20,9 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        trunk = torchvision.models.resnet18(weights=None)
-        self.trunk = nn.Sequential(*list(trunk.children())[:-1])
-        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(512, 256), nn.ReLU())
+        self.trunk = torchvision.models.resnet18(weights=None)
+        self.trunk.fc = nn.Identity()
+        self.neck = nn.Sequential(nn.Linear(512, 256), nn.ReLU())
         self.scores, self.boxes = nn.Linear(256, 100), nn.Linear(256, 400)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -34,8 +34,10 @@ class Detector(nn.Module):
 def main() -> None:
     """Write the picture."""
     torch.manual_seed(0)
+    # The picture shows the file of the operator that was clicked: by a name that is short and the same everywhere.
+    Detector.forward.__code__ = Detector.forward.__code__.replace(co_filename="detector.py")
     model = torch.jit.trace(Detector().eval(), torch.randn(1, 3, 224, 224))
-    _, report = tiacc.optimize(model, 0, "cpu", ["1*3*224*224"], backend="openvino", timing_seconds=3)
+    _, report = tiacc.optimize(model, 1, "cpu", ["1*3*224*224"], backend="openvino", timing_seconds=3)
     with tempfile.TemporaryDirectory() as directory:
         page = Path(directory, "report.html")
         report.save_html(page)
