@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import tiacc
-from tiacc import measure
+from tiacc import environment, measure
+from tiacc.backends import base
 from tiacc.options import DEFAULT_TOLERANCE
 
 WIDTH = 96
@@ -244,6 +245,39 @@ FLOPS_IN_HALF: dict[tuple[str, torch.dtype], float] = {
     ("UnscaledAttention", torch.bfloat16): 0.3,
 }
 """The least part of the arithmetic in half precision, where that is not nine tenths."""
+
+
+ENGINE = pytest.mark.skipif(
+    not (environment.cpu_has_bf16() and base.backends.get("openvino")().available()), reason="no engine here computes in bfloat16"
+)
+
+
+@ENGINE
+@pytest.mark.parametrize("name", list(LOCAL))
+def test_a_local_trap_in_an_engine_that_computes_in_bfloat16(name: str) -> None:
+    """The same assignment, computed by OpenVINO: the engine itself says what it computes in which type."""
+    torch.manual_seed(len(name))
+    model, x = LOCAL[name](), torch.randn(8, WIDTH)
+    output_model, report, traced = optimize(model, x, torch.bfloat16, "openvino")
+    assert_right_or_refused(output_model, report, traced, x, torch.bfloat16)
+    assert report.achieved_level == 1, report.actions
+    assert report.precision.flops >= FLOPS_IN_HALF.get((name, torch.bfloat16), 0.9), report.precision
+    if name == "NotANumber":  # OpenVINO loses a NaN, which is found
+        assert not report.segments and any("left in Torch" in action for action in report.actions)
+    else:
+        (segment,) = report.segments
+        assert segment.precisions["bf16"] >= 3
+
+
+@ENGINE
+@pytest.mark.parametrize("name", ["ManyScales", "Recurrent"])
+def test_other_traps_in_an_engine_that_computes_in_bfloat16(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = {"ManyScales": (ManyScales, (8, WIDTH)), "Recurrent": (Recurrent, (1, 500, 8))}[name]
+    x = torch.randn(x)
+    output_model, report, traced = optimize(model(), x, torch.bfloat16, "openvino")
+    assert_right_or_refused(output_model, report, traced, x, torch.bfloat16)
+    assert all(error.rel_norm <= report.tolerance for error in report.outputs)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
