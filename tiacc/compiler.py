@@ -260,17 +260,19 @@ def _build_engines(
     by_name = {backend.name: backend for backend in plan.backends}
     for segment, subgraph in zip(item.partition.segments, stitch.extract(item.graph, item.partition)):
         step(f"build {segment.backend}")
-        try:
-            if (item.region.index, segment.index) in plan.distrusted:
-                raise BuildError(plan.distrusted[item.region.index, segment.index])
-            engine, row = _build(by_name[segment.backend], segment, subgraph, imported, plan, item.region.index)
-        except BuildError as error:
-            reasons = {segment.backend: f"its segment could not be built: {error}"}
+        left = plan.distrusted.get((item.region.index, segment.index), "")
+        if not left:
+            try:
+                engine, row = _build(by_name[segment.backend], segment, subgraph, imported, plan, item.region.index)
+            except BuildError as error:
+                left = f"its segment could not be built: {error}"
+        if left:
+            reasons = {segment.backend: left}
             compiled.fallbacks.extend(
                 FallbackRow(str(node.target), node.name, reasons, node.meta.get("source", ""), item.region.index)
                 for node in segment.nodes
             )
-            compiled.warnings.append(f"a segment of {len(segment.nodes)} operators stays in Torch: {error}")
+            compiled.warnings.append(f"a segment of {len(segment.nodes)} operators stays in Torch: {left}")
             continue
         engines[segment.index] = engine
         compiled.engines.append(engine)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tiacc import environment, measure, mending, models, ranges, samples
+from tiacc import costs, environment, measure, mending, models, ranges, samples
 from tiacc.backends.base import Backend
 from tiacc.compiler import Compiled, Plan, build, propose
 from tiacc.errors import AccuracyError, ExportError, ImportGraphError, InvalidArgumentError, PassError, SpeedupError, TiaccError
@@ -187,6 +187,7 @@ class Job:
         if trial.failure:
             self._reject(attempt, trial.failure)
             return None
+        trial = costs.cheaper(self, trial, file, self.settings.timing_seconds or self._short_seconds)
         baseline, optimized = self._time(trial.model)
         if baseline.p50_ms < LEAST_GAIN * optimized.p50_ms:
             report.actions.append(
@@ -260,6 +261,10 @@ class Job:
             raise AccuracyError(f"{attempt.name}: {reason}")
         self.report.actions.append(f"{attempt.name}: not used, {reason}")
 
+    @property
+    def _short_seconds(self) -> float:
+        return TIMING_SHARE * (time.perf_counter() - self._began)
+
     def _time(self, candidate: torch.jit.ScriptModule) -> tuple[Latency, Latency]:
         self.bar.start("measure")
         one, other = models.cloned(self.timed_item), models.cloned(self.timed_item)
@@ -267,9 +272,8 @@ class Job:
         seconds = self.settings.timing_seconds
         with torch.no_grad():
             if seconds is None:
-                short = TIMING_SHARE * (time.perf_counter() - self._began)
                 called, least = self.guard.calls_before(self.timed_item), min(SHORT_CALLS, measure.MIN_CALLS)
-                baseline, optimized = measure.latencies(calls, self.device, short, called=called, least=least)
+                baseline, optimized = measure.latencies(calls, self.device, self._short_seconds, called=called, least=least)
                 if all(measure.is_told(baseline, optimized, bar) for bar in (LEAST_GAIN, self.settings.require_speedup or LEAST_GAIN)):
                     return baseline, optimized
             baseline, optimized = measure.latencies(calls, self.device, seconds or LONGEST_TIMING)
