@@ -17,8 +17,9 @@ from tiacc.errors import BuildError, InvalidArgumentError
 from tiacc.graph import exporter, importer, specs, torch_compat
 from tiacc.graph.regions import ImportResult, Region
 from tiacc.model_graph import GraphNode, ModelGraph, nodes_of
+from tiacc.passes.assign_precision import KEEP
 from tiacc.passes.base import Fuel, Instrument, Pass, PassContext
-from tiacc.passes.cast_half import KEEP, CastReport
+from tiacc.passes.cast_half import CastReport
 from tiacc.passes.expand_operators import BACKENDS
 from tiacc.passes.instruments import TimingInstrument
 from tiacc.precision import Precision, precision_of

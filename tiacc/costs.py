@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tiacc.backends.base import Engine
     from tiacc.compiler import Compiled
     from tiacc.job import Job, Trial
+    from tiacc.report import Latency
     from tiacc.runtime.stitch import StitchedEngine
 
 CALLS = 5
@@ -78,7 +79,7 @@ def slow_segments(compiled: Compiled, item: Sequence[object], device: torch.devi
 
 def _latencies(
     made: StitchedEngine, inputs: list[torch.Tensor], device: torch.device, seconds: float
-) -> list[measure.Latency]:
+) -> list[Latency]:
     in_torch = exporter.to_function(made.subgraph.graph)
     run = torch.ops.tiacc.run_engine.default
     with torch.no_grad():

@@ -23,8 +23,9 @@ from tiacc.errors import AccuracyError, TiaccError
 from tiacc.graph import exporter, specs
 from tiacc.graph.types import TensorSpec
 from tiacc.measure import Accuracy, Judge
+from tiacc.passes.assign_precision import KEEP
 from tiacc.passes.base import Pass, PassContext, PassResult
-from tiacc.passes.cast_half import KEEP, CastHalf
+from tiacc.passes.cast_half import CastHalf
 from tiacc.passes.pipelines import HALF_DTYPES
 from tiacc.runtime import blob as envelope
 from tiacc.runtime import ops, stitch

@@ -105,17 +105,24 @@ def infer_call(mode: FakeTensorMode, node: fx.Node) -> Any:
     Raises:
         ImportGraphError: As `infer`.
     """
-    args = fx.map_arg(node.args, lambda n: n.meta["val"])
-    kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+    node.meta["val"] = result_of(mode, node, lambda n: n.meta["val"])
+    return node.meta["val"]
+
+
+def result_of(mode: FakeTensorMode, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
+    """Return what a ``call_function`` node gives where its inputs are what `value_of` says; nothing is stored.
+
+    Raises:
+        ImportGraphError: As `infer`.
+    """
+    args, kwargs = fx.map_arg(node.args, value_of), fx.map_arg(node.kwargs, value_of)
     try:
         with torch_compat.inference(mode):
-            value = SHAPE_RULES.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
+            return SHAPE_RULES.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:  # operators raise RuntimeError, TypeError, IndexError and others
         raise ImportGraphError(
             f"the shape of {node.name} = {node.target} cannot be inferred{where(node)}: {type(error).__name__}: {error}"
         ) from error
-    node.meta["val"] = value
-    return value
 
 
 def update(gm: fx.GraphModule, *, everything: bool = False) -> fx.GraphModule:
