@@ -70,6 +70,7 @@ def test_contributions_add_up_to_the_error() -> None:
     repair = search.improve(before * 0.7, before * 0.7, 30)
     whole = sum(row.contribution**2 for _, row in repair.table) ** 0.5
     assert 0.5 * before < whole < 2 * before
+    assert 0.5 * before < repairer(nn.Sequential(*layers), x, torch.bfloat16).expected() < 2 * before
     assert repair.is_found and repair.after <= 0.7 * before
     assert repair.table == sorted(repair.table, key=lambda item: -item[1].contribution)
 

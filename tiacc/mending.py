@@ -32,7 +32,7 @@ ENGINE_FAULT = 3.0
 """An error so many times that of the graph itself in half precision is not from half precision."""
 
 MOST_EXCESS = 1.5
-"""The most that the error of engines is held to be larger than that of the graph itself."""
+"""The most that the error of engines which are within the tolerance is held to be larger than that of the graph itself."""
 
 FOR_A_MARGIN = 0.3
 """The part of the budget that is spent on outputs that are within the tolerance, and near it."""
@@ -174,12 +174,12 @@ def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> T
     except TiaccError as error:
         job.report.actions.append(f"{name}: no repair was possible: {error}")
         return trial
-    if trial.failure and trial.error > ENGINE_FAULT * repairer.begin():
-        return trial  # the graph itself is right in half precision
+    if trial.failure and trial.error > ENGINE_FAULT * repairer.begin() and trial.error > ENGINE_FAULT * repairer.expected():
+        return trial  # the graph itself is right in half precision, and by no luck
     best = last = trial
     for _ in range(BUILDS):
         # Engines round at other places than torch does: where they were off more, aim lower.
-        excess = _excess(best.error, repairer.repair.after)
+        excess = _excess(best.error, repairer.repair.after, ENGINE_FAULT if best.failure else MOST_EXCESS)
         try:
             repair = repairer.improve(MARGIN * tolerance / excess, LIMIT * tolerance / excess, end - time.perf_counter())
         except (RuntimeError, NotImplementedError) as error:  # torch may lack a kernel, or the memory for gradients
@@ -211,8 +211,8 @@ def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> T
     return best
 
 
-def _excess(error: float, of_graph: float) -> float:
-    """Return how many times as large the error of engines is as that of the graph itself, from 1 to `MOST_EXCESS`."""
+def _excess(error: float, of_graph: float, most: float) -> float:
+    """Return how many times as large the error of engines is as that of the graph itself, from 1 to `most`."""
     if not 0 < of_graph < math.inf or not error < math.inf:
         return 1.0
-    return min(max(error / of_graph, 1.0), MOST_EXCESS)
+    return min(max(error / of_graph, 1.0), most)

@@ -94,6 +94,10 @@ class Repairer:
             self._is_new = False
         return self.repair.before
 
+    def expected(self) -> float:
+        """Return the error that the whole has on average, of which `begin` is one case: what its operators contribute, added up."""
+        return math.hypot(*(row.contribution for _, row in self._analyse(self.repair.keep, 0.0)))
+
     def improve(self, target: float, limit: float, seconds: float) -> Repair:
         """Keep operators in float32 until the error is at most `target`.
 
