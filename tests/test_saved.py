@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -68,13 +70,24 @@ def test_what_is_in_a_saved_model(path):
     }
 
 
+def test_no_library_of_a_vendor_is_needed(path):
+    """Where importing one fails, a file is shown all the same."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('openvino', 'tensorrt', 'tensorrt_rtx', 'triton', 'pycuda', 'cudnn')));"
+        "from tiacc import cli; sys.exit(cli.main(['inspect', sys.argv[1]]))"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "openvino 2026.4" in done.stdout
+
+
 def test_the_command_line_shows_it(path, capsys):
     assert cli.main(["inspect", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("MB, 1 engine") and lines[1] == "  import before loading: tiacc"
+    assert lines[2] == "  needed at the first call: the libraries of openvino 2026.4"
     digest = blob.read_header(make_blob())[0].sha256
-    assert lines[4].split() == ["openvino", "2026.4", "cpu", "0.0", "MB", digest[:12], "yes"]
-    assert lines[5] == "  0: float32[x_0=1..4, 3] → float32[x_0=1..4, 3], int64[3]"
+    assert lines[5].split() == ["openvino", "2026.4", "cpu", "0.0", "MB", digest[:12], "yes"]
+    assert lines[6] == "  0: float32[x_0=1..4, 3] → float32[x_0=1..4, 3], int64[3]"
     assert cli.main(["inspect", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(saved.inspect(path).to_dict()))
 

@@ -223,6 +223,7 @@ def _inspect(arguments: argparse.Namespace) -> str:
     if arguments.json:
         return json.dumps(model.to_dict(), indent=2)
     needs = [f"import before loading: {', '.join(model.operators)}"] if model.operators else []
+    needs += [f"needed at the first call: the libraries of {', '.join(model.backends)}"] if model.backends else []
     summary = Section(f"{model.path.name}: {model.size_bytes / 1e6:,.1f} MB, {_count(len(model.engines), 'engine')}", notes=needs)
     rows = [
         (

@@ -73,12 +73,18 @@ class SavedModel:
     engines: tuple[SavedEngine, ...]
     operators: tuple[str, ...]
 
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends whose libraries it needs when it is first called, each with the version that built its engines."""
+        return tuple(sorted({f"{engine.header.backend} {engine.header.backend_version}".strip() for engine in self.engines}))
+
     def to_dict(self) -> dict[str, Any]:
         """Return it in dicts, lists, strings and numbers."""
         return {
             "path": str(self.path),
             "size_bytes": self.size_bytes,
             "operators": list(self.operators),
+            "backends": list(self.backends),
             "engines": [engine.to_dict() for engine in self.engines],
         }
 

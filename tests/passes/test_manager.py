@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -275,6 +278,41 @@ def test_an_entry_point_may_name_a_function_or_a_rule(monkeypatch):
         table.get("no-pass")
     with pytest.raises(RegistryError, match="names a pass that calls itself 'drop-neg'; give both the same name"):
         table.get("drop-two")
+
+
+MODULE = """
+import torch
+from tiacc.passes import RewriteRule
+aten = torch.ops.aten
+fuse_silu = RewriteRule("fuse-silu", lambda x: x * aten.sigmoid(x), lambda x: aten.silu(x))
+"""
+
+USE = """
+import torch, tiacc
+from tiacc import cli
+
+class Gate(torch.nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+assert cli.main(["passes"]) == 0
+for passes in ("+fuse-silu before cast-half", tiacc.passes.default().after("fold-batch-norm", "fuse-silu"), ["fuse-silu"]):
+    explained = tiacc.explain(torch.jit.trace(Gate(), torch.ones(2)), ["2"], device_type="cpu", passes=passes)
+    assert {row.name: row.changes for row in explained.passes}["fuse-silu"] == 1
+"""
+
+
+def test_an_installed_package_brings_a_pass(tmp_path):
+    """A package with an entry point lies on the path, as pip leaves one there; tiacc finds its pass by name."""
+    (tmp_path / "my_package.py").write_text(MODULE)
+    metadata = tmp_path / "my_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[tiacc.passes]\nfuse-silu = my_package:fuse_silu\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", USE], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "fuse-silu\n  Applies the rule fuse-silu." in done.stdout
 
 
 def test_a_function_pass_returns_a_number():
