@@ -31,6 +31,7 @@ fuzz: $(STAMP)
 	$(BIN)/python -m tests.graph.fuzz 0 5000
 
 zoo: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[zoo]'
 	$(BIN)/python -m benchmarks.zoo
 
 lint: $(STAMP)
