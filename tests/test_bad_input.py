@@ -198,3 +198,16 @@ def test_an_older_file_survives_a_failure(tmp_path):
     with pytest.raises(TiaccError, match="the sum is too small"):
         tiacc.optimize(torch.jit.script(Choosy()), 0, 1, SHAPES, save_path=str(path))
     assert path.read_bytes() == b"older" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_file_with_an_operator_of_a_package_that_is_not_imported(tmp_path):
+    class Twice(torch.nn.Module):
+        def forward(self, x):
+            return torch.ops.tiacc_gone_test.twice(x).relu()
+
+    library = torch.library.Library("tiacc_gone_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    torch.jit.save(torch.jit.script(Twice()), tmp_path / "twice.pt")
+    library._destroy()
+    with pytest.raises(ImportGraphError, match=r"operator tiacc_gone_test::twice, .* import the package"):
+        tiacc.optimize(tmp_path / "twice.pt", 0, 1, SHAPES)

@@ -59,6 +59,12 @@ def _load_file(path: Path) -> torch.jit.ScriptModule:
     try:
         return load_file(path)
     except (RuntimeError, OSError, ValueError) as error:
+        unknown = re.search(r"Unknown builtin op: (\w+)(::\w+)", str(error))
+        if unknown:
+            raise ImportGraphError(
+                f"input_model {str(path)!r} needs the operator {''.join(unknown.groups())}, which torch does not know: import the package "
+                f"that defines it, such as {unknown[1]!r}, before tiacc.optimize"
+            ) from error
         raise ImportGraphError(
             f"input_model {str(path)!r} cannot be read as TorchScript: {_first_line(error)}. A file that torch.save wrote holds weights "
             f"or a pickle; load it in Python, then script or trace the module and save it with torch.jit.save"
