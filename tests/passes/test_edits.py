@@ -106,7 +106,7 @@ def test_the_text_of_changes():
     ("make", "error", "words"),
     [
         (lambda: default().before("cast-hlaf", RULE), InvalidArgumentError, "has no pass 'cast-hlaf'; did you mean 'cast-half'?"),
-        (lambda: default().without("x"), InvalidArgumentError, "It has remove-dropout, fold-constants"),
+        (lambda: default().without("x"), InvalidArgumentError, "It has remove-dropout, expand-attention, fold-constants"),
         (lambda: default().before("cast-half"), InvalidArgumentError, "is given no pass"),
         (lambda: default().last("test-sliu"), RegistryError, "did you mean 'test-silu'"),
         (lambda: default().last(default()), InvalidArgumentError, "give them alone"),
@@ -136,7 +136,7 @@ def test_stop_after():
         return [leaf.name for leaf in choose(chosen, lambda: pipeline(level, CPU), name).leaves()]
 
     assert stopped("fold-batch-norm") == USUAL[: USUAL.index("fold-batch-norm") + 1]
-    assert stopped("fold-constants") == USUAL[:4]  # its round ends
+    assert stopped("fold-constants") == USUAL[:5]  # its round ends
     assert stopped("cast-half", level=0) == [leaf.name for leaf in pipeline(0, CPU).leaves()]
     assert stopped("test-silu", chosen=default().before("fold-batch-norm", RULE))[-1] == "test-silu"
     assert stopped("test-silu", chosen="(fold-constants, (test-silu, test-count)), fold-constants") == ["fold-constants", "test-silu"]

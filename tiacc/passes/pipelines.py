@@ -10,6 +10,7 @@ from tiacc.passes.cast_half import CastHalf
 from tiacc.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from tiacc.passes.eliminate_dead_code import EliminateDeadCode
 from tiacc.passes.eliminate_identities import EliminateIdentities
+from tiacc.passes.expand_attention import ExpandAttention
 from tiacc.passes.expand_operators import ExpandOperators
 from tiacc.passes.fold_batch_norm import FoldBatchNorm
 from tiacc.passes.fold_constants import FoldConstants
@@ -39,6 +40,7 @@ def pipeline(
     """
     passes: tuple[Pass, ...] = (
         RemoveDropout(),
+        ExpandAttention(),
         # Each of these makes work for the others: a size that becomes a number makes a reshape the identity, and so on.
         PassManager((FoldConstants(), EliminateIdentities(), EliminateCommonSubexpressions()), steps=3),
         # Nobody who is not read counts as a reader of a layer that could be folded into.
