@@ -102,21 +102,18 @@ class Entry:
         title: Its name in tables.
         build: Makes it, with whatever weights.
         size: The height and width of the image that it is measured with, in pixels; the length in words of a text.
-        batches: The batch sizes that it is measured with.
     """
 
     title: str
     build: Callable[[], nn.Module]
     size: int = 224
-    batches: tuple[int, ...] = (1, 8)
 
 
 ZOO: dict[str, Entry] = {
     "resnet50": Entry("ResNet-50", lambda: torchvision.models.resnet50(weights=None)),
     "mobilenet_v3_large": Entry("MobileNetV3-Large", lambda: torchvision.models.mobilenet_v3_large(weights=None)),
     "resnest50": Entry("ResNeSt-50", _resnest50),
-    # At 512² one image costs ten times what ResNet-50 does at 224²: a batch of 8 takes two CPU cores seconds and shows nothing more.
-    "centernet_resnet50": Entry("CenterNet, ResNet-50", CenterNet, size=512, batches=(1, 2)),
+    "centernet_resnet50": Entry("CenterNet, ResNet-50", CenterNet, size=512),
     "efficientnet_b0": Entry("EfficientNet-B0", lambda: torchvision.models.efficientnet_b0(weights=None)),
     "convnext_tiny": Entry("ConvNeXt-T", lambda: torchvision.models.convnext_tiny(weights=None)),
     "vit_b_16": Entry("ViT-B/16", lambda: torchvision.models.vit_b_16(weights=None)),

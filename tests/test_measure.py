@@ -73,6 +73,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
         return taken
 
     monkeypatch.setattr("tiacc.measure._time_on_cpu", timer)
+    monkeypatch.setattr("tiacc.measure.SHORT_CALL_MS", 0.0)
     monkeypatch.setattr("tiacc.measure.time.perf_counter", lambda: now[0])
     return now
 
@@ -121,3 +122,14 @@ def test_doubt_falls_with_the_number_of_calls(clock: Any) -> None:
         assert abs(latency.p50_ms - 10) / 10 < 2 * latency.doubt
     assert doubts[0] > 2 * doubts[1] > 4 * doubts[2]
     assert not measure.is_told(Latency(10.1, 0, 0, 0, 9, 0.02), Latency(10, 0, 0, 0, 9, 0.02), 1.01)
+
+
+@pytest.mark.parametrize(("short_call_ms", "calls_a_turn"), [(1e9, 2), (0.0, 1)])
+def test_short_calls_follow_themselves(monkeypatch: pytest.MonkeyPatch, short_call_ms: float, calls_a_turn: int) -> None:
+    monkeypatch.setattr(measure, "SHORT_CALL_MS", short_call_ms)
+    monkeypatch.setattr(measure, "MAX_CALLS", 6)
+    order: list[str] = []
+    found = measure.latencies([lambda: order.append("a"), lambda: order.append("b")], CPU, seconds=1e9)
+    turns = order[2 * measure.WARM_UP_CALLS + 2 :]  # after the first turn, which tells how long a call takes
+    assert [latency.runs for latency in found] == [6, 6]
+    assert turns == [name for turn in range(5) for name in ("ab" if turn % 2 == 0 else "ba") for _ in range(calls_a_turn)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import fx
 
 from tests.backends import op_samples
 from tests.backends.op_samples import Outcome
@@ -251,3 +252,50 @@ def test_memory_that_is_written_later_comes_from_the_engine() -> None:
     empty = sketch.call(aten.empty_like.default, places)
     put = sketch.call(aten.index_put.default, empty, [places], sketch.call(aten.arange.default, 6))
     _agrees(sketch, sketch.call(aten.mul.Scalar, put, 2), [torch.randn(6)])
+
+
+def split_attention(shape: tuple[int | Dim, ...], parts: int) -> fx.GraphModule:
+    """Return ``(image in parts · weights).sum(1)`` and the plain sum of the parts, of an image of the given shape."""
+    sketch = Sketch()
+    image, weights = sketch.input("image", *shape), sketch.input("weights", shape[0], parts, shape[1] // parts, 1, 1)
+    cut = sketch.call(aten.reshape.default, image, [-1, parts, shape[1] // parts, *shape[2:]])
+    weighted = sketch.call(aten.mul.Tensor, cut, weights)
+    return sketch.output(sketch.call(aten.sum.dim_IntList, weighted, [1]), sketch.call(aten.sum.dim_IntList, cut, [1]))
+
+
+@pytest.mark.parametrize("batch", [2, Dim("n", 1, 2, 4)], ids=["static", "varying"])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_sum_of_parts_of_channels_needs_no_reshape(batch: int | Dim, parts: int) -> None:
+    gm = split_attention((batch, 12, 5, 7), parts)
+    lowered = lower(gm)
+    lowered.graph.eliminate_dead_code()
+    names = [name_of(node) for node in lowered.graph.nodes if node.op == "call_function"]
+    assert names.count("split.Tensor") == 1
+    assert not {"reshape.default", "sum.dim_IntList"} & set(names)
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((2, 12, 5, 7), (2, parts, 12 // parts, 1, 1))
+    data = [torch.randn(shape, generator=generator) for shape in shapes]
+    spec = BuildSpec(
+        tuple(specs.spec_of(node.meta["val"]) for node in gm.graph.nodes if node.op == "placeholder"),
+        tuple(specs.spec_of(node.meta["val"]) for node in gm.graph.output_node().args[0]),
+        torch.device("cpu"),
+    )
+    for got, right in zip(backend.build(gm, spec).run(data), gm(*data), strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "dim", "keepdim"),
+    [
+        ((2, 12, 5, 7), [2, 6, 2, 5, 7], 1, False),  # too many parts
+        ((2, 12, 5, 7), [2, 2, 6, 5, 7], 2, False),  # summed within each part
+        ((2, 12, 5, 7), [2, 2, 6, 5, 7], 1, True),
+        ((2, 12, 5, 7), [2, 2, 6, 7, 5], 1, False),  # not the same image
+        ((2, 12, 35), [2, 2, 6, 5, 7], 1, False),  # no image
+    ],
+)
+def test_near_misses_of_a_sum_of_parts(before: tuple[int, ...], after: list[int], dim: int, keepdim: bool) -> None:
+    sketch = Sketch()
+    cut = sketch.call(aten.reshape.default, sketch.input("image", *before), after)
+    lowered = lower(sketch.output(sketch.call(aten.sum.dim_IntList, cut, [dim], keepdim)))
+    assert [name_of(node) for node in lowered.graph.nodes if node.op == "call_function"] == ["reshape.default", "sum.dim_IntList"]

@@ -85,7 +85,7 @@ def test_one_graph_is_planned_for_each_shape() -> None:
     ],
 )
 def test_whole_models_in_planned_memory(name: str, level: int) -> None:
-    size = 64
+    size = 48 if level else 64  # torch computes float16 slowly on a CPU
     model, x = zoo.make(name), zoo.images(2, size, 3)
     program = engine_of(subgraph(model, [x], level)).program((tuple(x.shape),))
     with torch.no_grad():

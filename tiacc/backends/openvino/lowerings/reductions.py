@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from tiacc.backends.openvino.lowering import Emitter, lowers
+from tiacc.backends.openvino.lowerings import images
 from tiacc.backends.openvino.lowerings.common import normal_dims, value_of
 
 aten = torch.ops.aten
@@ -29,7 +30,8 @@ def _reduce_dims(emit: Emitter, x: fx.Node, dims: Any, keepdim: bool, dtype: tor
     if dims is None or dims == []:
         dims = list(range(value_of(x).dim()))
     elif dtype is None and value_of(x).dtype == wanted:
-        return None
+        is_sum_of_parts = emit.node.target is aten.sum.dim_IntList and not keepdim and normal_dims(dims, value_of(x).dim()) == [1]
+        return images.sum_of_parts(emit, x) if is_sum_of_parts else None
     return emit(emit.node.target, emit.cast(x, wanted), dims, keepdim)  # type: ignore[arg-type]
 
 
