@@ -187,6 +187,9 @@ class Job:
         if trial.failure:
             self._reject(attempt, trial.failure)
             return None
+        if not (trial.compiled.passes or trial.compiled.segments):
+            report.actions.append(f"{attempt.name}: not used, it leaves the model as it is")
+            return None
         trial = costs.cheaper(self, trial, file, self.settings.timing_seconds or self._short_seconds)
         baseline, optimized = self._time(trial.model)
         if baseline.p50_ms < LEAST_GAIN * optimized.p50_ms:

@@ -74,6 +74,18 @@ def test_small_and_large_results_are_the_callers(size: int) -> None:
     assert torch.equal(second, torch.full((size,), -2.0))
 
 
+@pytest.mark.parametrize("size", [8, 4 * COPIED_BYTES])
+def test_an_input_that_is_handed_on_is_copied(size: int) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", size)
+    engine = build(sketch.output(sketch.call(aten.clone.default, x), sketch.call(aten.relu.default, x)))
+    for _ in range(3):
+        x = torch.randn(size)
+        copy, positive = engine.run([x])
+        assert torch.equal(copy, x) and torch.equal(positive, x.relu())
+        assert copy.data_ptr() != x.data_ptr()
+
+
 def test_sizes_may_alternate() -> None:
     engine = build(unary(aten.neg.default, Dim("n", 1, 4, 40000)))
     for size in (3, 40000, 3, 1, 40000):

@@ -133,6 +133,10 @@ def _reshaped(model: Any, shapes: tuple[tuple[int, ...], ...] | None, header: He
     return fixed
 
 
+def _is_parameter(result: Any) -> bool:
+    return bool(result.input_value(0).get_node().get_type_name() == "Parameter")
+
+
 class _Variant:
     """A compiled model and its idle requests."""
 
@@ -144,13 +148,14 @@ class _Variant:
         self._parameters = header.parameters
         self._input_dtypes = [spec.dtype for spec in header.inputs]
         self._output_dtypes = [spec.dtype for spec in header.outputs]
+        self._handed_on = [_is_parameter(result) for result in model.get_results()]
         self._idle: deque[_Request] = deque()
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         try:
             request = self._idle.pop()  # the one used last: its memory is warm
         except IndexError:
-            request = _Request(self.compiled, self._parameters, self._input_dtypes, self._output_dtypes)
+            request = _Request(self.compiled, self._parameters, self._input_dtypes, self._output_dtypes, self._handed_on)
         outputs = request.run(inputs)
         self._idle.append(request)  # a request that failed is not used again
         return outputs
@@ -160,7 +165,12 @@ class _Request:
     """An inference request with the memory that it keeps for small tensors."""
 
     def __init__(
-        self, compiled: Any, parameters: Sequence[int], input_dtypes: Sequence[torch.dtype], output_dtypes: Sequence[torch.dtype]
+        self,
+        compiled: Any,
+        parameters: Sequence[int],
+        input_dtypes: Sequence[torch.dtype],
+        output_dtypes: Sequence[torch.dtype],
+        handed_on: Sequence[bool],
     ) -> None:
         self._request = compiled.create_infer_request()
         self._inputs = [
@@ -169,8 +179,8 @@ class _Request:
             if place >= 0
         ]
         self._outputs = [
-            _Output(self._request, place, dtype, port.partial_shape)
-            for place, (dtype, port) in enumerate(zip(output_dtypes, compiled.outputs, strict=True))
+            _Output(self._request, place, dtype, None if is_handed_on else port.partial_shape)
+            for place, (dtype, port, is_handed_on) in enumerate(zip(output_dtypes, compiled.outputs, handed_on, strict=True))
         ]
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -207,13 +217,16 @@ class _Input:
 
 
 class _Output:
-    """Where a request writes one of its outputs."""
+    """Where a request writes one of its outputs.
+
+    An output that is an input handed on has no shape here: OpenVINO writes nothing to memory that it is lent for such a one.
+    """
 
     def __init__(self, request: Any, place: int, dtype: torch.dtype, shape: Any) -> None:
         self._request = request
         self._place = place
         self._dtype = dtype
-        self._shape: tuple[int, ...] | None = tuple(shape.to_shape()) if shape.is_static else None
+        self._shape: tuple[int, ...] | None = tuple(shape.to_shape()) if shape is not None and shape.is_static else None
         self._own: torch.Tensor | None = None
         if self._shape is not None and torch.Size(self._shape).numel() * dtype.itemsize <= COPIED_BYTES:
             self._own = torch.empty(self._shape, dtype=dtype)
