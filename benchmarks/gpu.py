@@ -90,6 +90,7 @@ def optimized(
         "optimize_seconds": round(seconds, 2),
         "load_and_first_run_seconds": round(time.perf_counter() - begin, 2),
         "actions": report.actions,
+        "warnings": report.warnings,
     }
 
 
@@ -109,6 +110,11 @@ def flat(outputs: Any) -> list[torch.Tensor]:
     return [output.float() for output in ([outputs] if isinstance(outputs, torch.Tensor) else list(outputs))]
 
 
+def distance(outputs: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
+    """Return the largest relative error of an output."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(outputs, reference, strict=True))
+
+
 def halved(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor as half precision wants it: numbers in float16, images channels last."""
     half = tensor.half() if tensor.is_floating_point() else tensor
@@ -124,6 +130,7 @@ def measure_case(name: str, batch: int, levels: Sequence[int], cache_dir: str | 
     reference = flat(model(*fresh))
     torch.backends.cudnn.allow_tf32 = True
     row: dict[str, Any] = {"model": name, "batch": batch, "size": models.ZOO[name].size}
+    row["torchscript_relative_error"] = distance(flat(scripted(*fresh)), reference)
     calls: dict[str, Callable[[], Any]] = {"torchscript": lambda: scripted(*inputs)}
     frozen = torch.jit.freeze(scripted)
     calls["torchscript_frozen"] = lambda: frozen(*inputs)
@@ -138,9 +145,7 @@ def measure_case(name: str, batch: int, levels: Sequence[int], cache_dir: str | 
         loaded, told = optimized(scripted, level, inputs, cache_dir)
         row[f"level{level}"] = told
         # first by launches, then by the graph that is recorded
-        told["relative_error"] = max(
-            float((a - b).norm() / b.norm()) for _ in range(3) for a, b in zip(flat(loaded(*fresh)), reference, strict=True)
-        )
+        told["relative_error"] = max(distance(flat(loaded(*fresh)), reference) for _ in range(3))
         told["host_microseconds"] = round(host_microseconds(lambda loaded=loaded: loaded(*inputs)), 1)  # type: ignore[misc]
         calls[f"tiacc_level{level}"] = lambda loaded=loaded: loaded(*inputs)  # type: ignore[misc]
     for key, latency in zip(calls, measure.latencies(list(calls.values()), DEVICE, seconds=seconds)):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import models
+from benchmarks.gpu import DEVICE, distance, flat
 from tiacc import compiler, planning, samples
 from tiacc.backends.cudnn import CudnnBackend
 from tiacc.backends.cudnn.engine import CudnnEngine
@@ -25,7 +26,6 @@ from tiacc.backends.cudnn.profile import StepTime, profile
 from tiacc.options import Options
 from tiacc.runtime import ops
 
-DEVICE = torch.device("cuda", 0)
 BANDWIDTH = {"NVIDIA H100 80GB HBM3": 3.0e12, "NVIDIA H200": 4.2e12}
 """Bytes a second that a copy reaches, by GPU."""
 
@@ -49,7 +49,10 @@ def measure(name: str, batch: int, level: int, cache: Path | None) -> dict[str, 
     compiled = compiler.build(compiler.propose(scripted, plan), plan)
     seconds = time.perf_counter() - begin
     outputs = [flat(compiled.module(*fresh)) for _ in range(3)][-1]
-    error = max(float((a - b).norm() / b.norm()) for a, b in zip(outputs, reference, strict=True))
+    error = distance(outputs, reference)
+    in_torch = distance(flat(scripted(*fresh)), reference)
+    if len(compiled.engines) != 1:
+        raise SystemExit(f"{name} has {len(compiled.engines)} engines: {compiled.warnings}")
     (stitched,) = compiled.engines
     engine = ops.load(stitched.blob, stitched.key).engine
     assert isinstance(engine, CudnnEngine)
@@ -63,12 +66,13 @@ def measure(name: str, batch: int, level: int, cache: Path | None) -> dict[str, 
         "batch": batch,
         "level": level,
         "relative_error": error,
+        "torchscript_relative_error": in_torch,
         "build_seconds": round(seconds, 1),
         "whole_microseconds": round(whole(engine, given), 1),
         "host_microseconds": {
             "model": host(lambda: compiled.module(*inputs)),
             "engine": host(lambda: engine.run(given)),
-            "launch": host(executable.launch),
+            "launch": host(executable.launch, lambda: executable.fill(given)),
         },
         "steps": [dataclasses.asdict(step) for step in steps],
     }
@@ -91,20 +95,16 @@ def whole(engine: CudnnEngine, inputs: tuple[torch.Tensor, ...]) -> float:
     return min(times)
 
 
-def host(call: Callable[[], Any]) -> float:
+def host(call: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> float:
     """Return the time that a call takes on the host, in microseconds; the GPU has nothing else to do."""
     times = []
     for _ in range(100):
+        before()
         torch.cuda.synchronize()
         begin = time.perf_counter()
         call()
         times.append((time.perf_counter() - begin) * 1e6)
     return round(sorted(times)[50], 1)
-
-
-def flat(outputs: Any) -> list[torch.Tensor]:
-    """Return the tensors of some outputs as float32."""
-    return [output.float() for output in ([outputs] if isinstance(outputs, torch.Tensor) else list(outputs))]
 
 
 def table(row: dict[str, Any]) -> str:
@@ -123,7 +123,8 @@ def table(row: dict[str, Any]) -> str:
         total, least = total + step.microseconds, least + floor
     head = (
         f"== {row['model']} batch {row['batch']} level {row['level']}: whole {row['whole_microseconds']:.0f} us, steps {total:.0f} us, "
-        f"floor {least:.0f} us, error {row['relative_error']:.1e}, built in {row['build_seconds']:.0f} s, "
+        f"floor {least:.0f} us, error {row['relative_error']:.1e} (TorchScript "
+        f"{row['torchscript_relative_error']:.1e}), built in {row['build_seconds']:.0f} s, "
         f"host {row['host_microseconds']} us"
     )
     lines = [

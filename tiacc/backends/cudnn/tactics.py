@@ -16,7 +16,7 @@ import torch
 
 from tiacc.backends.cudnn import eager
 from tiacc.backends.cudnn.fused import FusedGraph
-from tiacc.backends.cudnn.launch import Bench, Call, TritonCall
+from tiacc.backends.cudnn.launch import TORCH, Bench, Call, TritonCall
 from tiacc.backends.cudnn.program import ConvStep, KernelStep, Program, Step, TorchStep, key_of, signature, title
 from tiacc.errors import BuildError
 
@@ -176,7 +176,9 @@ def _measured(step: Step, bench: Bench, cache: TacticCache, end: float) -> str:
     failure: Exception | None = None
     candidates = bench.tactics(step)
     wanted = None if isinstance(step, TorchStep) else _computed_by_torch(step, bench)
-    for tactic in candidates:
+    for tactic in dict.fromkeys((*candidates, TORCH)):
+        if timed and tactic not in candidates:
+            break  # torch is the last resort
         try:
             call = bench.bind(step, tactic)
             if wanted is not None and not isinstance(step, TorchStep):
