@@ -38,3 +38,17 @@ def test_an_explanation_tells_bytes_at_borders_types_that_were_seen_and_forms_th
     assert "items=a list of 2" in text and "mask=a tensor" in text
     told = json.loads(found.to_json())
     assert told["assumed"] == {"items": "a list of 2", "mask": "a tensor"}
+
+
+def test_an_explanation_tells_what_would_be_half_precision_and_why_not_more() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), nn.LogSoftmax(-1)).eval()
+    model = torch.jit.trace(net, torch.randn(2, 8))
+    found = tiacc.explain(model, ["2*8"], optimization_level=1, keep_fp32=["0"], backend="reference")
+    assert found.precision is not None and found.precision.half_dtype == "bfloat16"
+    assert 0.4 < found.precision.flops < 0.5
+    assert {row.reason for row in found.precision.kept if "linear" in row.op} == {"keep_fp32='0'"}
+    text = str(found)
+    assert "bfloat16: 25% of the operators and 47.1% of the arithmetic" in text
+    assert "1 \N{MULTIPLICATION SIGN} aten.log_softmax.int in float32: exponentials" in text
+    assert tiacc.explain(model, ["2*8"], backend="reference").precision is None
+    assert json.loads(found.to_json())["precision"]["half_dtype"] == "bfloat16"

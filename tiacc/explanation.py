@@ -14,6 +14,7 @@ from torch import fx
 from tiacc.compiler import Plan, propose
 from tiacc.graph import specs, torch_compat
 from tiacc.graph.assumptions import Form
+from tiacc.precision import Precision, precision_of
 from tiacc.report import PassRow
 from tiacc.runtime import stitch
 
@@ -71,6 +72,8 @@ class Explanation:
         refusals: What would stay in Torch, the most frequent first.
         passes: What the passes changed.
         assumed: The arguments of ``forward`` that the optimized code would assume to have one value.
+        precision: How much would compute in half precision, and why the rest would not, as the policy of operators and ``keep_fp32`` have
+            it: what values on the test data and a repair add is known only to `optimize`. None at level 0.
     """
 
     regions: tuple[dict[str, Any], ...]
@@ -78,6 +81,7 @@ class Explanation:
     refusals: tuple[Refusal, ...]
     passes: tuple[PassRow, ...]
     assumed: dict[str, Any]
+    precision: Precision | None = None
 
     @classmethod
     def of(cls, model: torch.jit.ScriptModule, plan: Plan) -> Explanation:
@@ -114,7 +118,8 @@ class Explanation:
         refusals.sort(key=lambda refusal: (-refusal.count, refusal.op))
         names = [argument.name for argument in torch_compat.forward_arguments(proposal.imported.module)]
         assumed = {names[place]: value for place, value in proposal.imported.assumptions.items()}
-        return cls(tuple(regions), tuple(segments), tuple(refusals), proposal.passes, assumed)
+        precision, _ = precision_of((item.region.index, item.graph, item.casts) for item in proposal.regions)
+        return cls(tuple(regions), tuple(segments), tuple(refusals), proposal.passes, assumed, precision)
 
     @property
     def border_bytes(self) -> int:
@@ -147,6 +152,9 @@ class Explanation:
             joins = f"; would join {refusal.joins} segments" if refusal.joins > 1 else ""
             where = f" (at {', '.join(refusal.sources[:3])}{', …' if len(refusal.sources) > 3 else ''})" if refusal.sources else ""
             lines.append(f"  {refusal.count} × {refusal.op}: {refusal.reason}{joins}{where}")
+        if self.precision is not None:
+            lines.append(f"{self.precision.half_dtype}: {self.precision.share}")
+            lines.extend(f"  {reason}" for reason in self.precision.reasons)
         changes = Counter[str]()
         for row in self.passes:
             changes[row.name] += row.changes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -87,6 +88,17 @@ class Precision:
     sensitivities: list[SensitivityRow] = field(default_factory=list)
     error_before: float | None = None
     error_after: float | None = None
+
+    @property
+    def share(self) -> str:
+        """How much computes in half precision, as a sentence."""
+        return f"{self.operators:.0%} of the operators and {self.flops:.1%} of the arithmetic, with {self.casts} casts"
+
+    @property
+    def reasons(self) -> list[str]:
+        """What is in float32 and why, a sentence for each kind of operator and reason, the most frequent first."""
+        counts = Counter((row.op, row.reason) for row in self.kept)
+        return [f"{count} \N{MULTIPLICATION SIGN} {op} in float32: {reason}" for (op, reason), count in counts.most_common()]
 
 
 def precision_of(regions: Iterable[tuple[int, fx.GraphModule, CastReport | None]]) -> tuple[Precision | None, list[str]]:

@@ -105,16 +105,12 @@ def _half_precision(report: OptimizedReport) -> Section:
     precision = report.precision
     if precision is None:
         return Section("Half precision")
-    notes = [f"{precision.operators:.0%} of the operators and {precision.flops:.1%} of the arithmetic, with {precision.casts} casts"]
+    notes = [precision.share]
     if precision.error_before is not None and precision.error_after is not None:
         notes.append(f"the repair brought the error of the outputs from {precision.error_before:.2g} to {precision.error_after:.2g}")
-    reasons: dict[tuple[str, str], int] = {}
-    for row in precision.kept:
-        reasons[row.op, row.reason] = reasons.get((row.op, row.reason), 0) + 1
-    ordered = sorted(reasons.items(), key=lambda item: -item[1])
-    notes.extend(f"{count} \N{MULTIPLICATION SIGN} {op} in float32: {reason}" for (op, reason), count in ordered[:KEPT_SHOWN])
-    if len(ordered) > KEPT_SHOWN:
-        notes.append(f"and {_operators(sum(count for _, count in ordered[KEPT_SHOWN:]))} more in float32: see the report as JSON")
+    notes.extend(precision.reasons[:KEPT_SHOWN])
+    if len(precision.reasons) > KEPT_SHOWN:
+        notes.append(f"and {len(precision.reasons) - KEPT_SHOWN} more kinds of operators in float32: see the report as JSON")
     return Section(f"Half precision: {precision.half_dtype}", notes=notes)
 
 
