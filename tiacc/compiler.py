@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 
-from tiacc.backends import partitioner
+from tiacc.backends import cost, partitioner
 from tiacc.backends.base import Backend, BuildSpec, Profile
 from tiacc.errors import BuildError, InvalidArgumentError
 from tiacc.graph import exporter, importer, specs, torch_compat
@@ -184,7 +184,9 @@ def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phas
         rows.extend(PassRow(row.name, row.changes, row.ms, region.index, _notes(ctx.data.get(row.name))) for row in timing.totals())
         partition = partitioner.partition(gm, plan.backends, min_segment_nodes=plan.min_segment_nodes)
         proposals.append(RegionProposal(region, gm, partition, ctx.data.get("cast-half")))
-    return Proposal(imported, tuple(proposals), tuple(rows), frozenset(dtypes))
+    partitions = cost.that_pay([item.partition for item in proposals], plan.backends)
+    paying = tuple(replace(item, partition=partition) for item, partition in zip(proposals, partitions))
+    return Proposal(imported, paying, tuple(rows), frozenset(dtypes))
 
 
 def _notes(found: Any) -> tuple[str, ...]:

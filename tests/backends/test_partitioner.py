@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from tiacc.backends.base import SUPPORTED, Support
-from tiacc.backends.partitioner import Partition, Segment, partition
+from tiacc.backends.cost import that_pay
+from tiacc.backends.partitioner import Partition, Segment, partition, without
 from tiacc.backends.reference import ReferenceBackend, run_graph
 from tiacc.graph import specs
 from tiacc.graph.specs import Dim, TensorSpec
@@ -156,3 +157,56 @@ def test_a_number_that_is_an_input_of_the_graph_keeps_its_users_out_of_engines()
     proposal = partition(gm, [ReferenceBackend()])
     assert not proposal.segments
     assert "rows" in proposal.rejections[0].reasons["reference"]
+
+
+def test_what_is_left_of_a_segment_computes_the_sizes_that_it_needs() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.call_function(aten.exp.default, (x,))
+    rows = graph.call_function(operator.mul, (graph.call_function(aten.sym_size.int, (y, 0)), 2))
+    graph.output((graph.call_function(aten.relu.default, (graph.call_function(aten.reshape.default, (y, [rows, 2])),)),))
+    gm = specs.propagate(fx.GraphModule(torch.nn.Module(), graph), [TensorSpec((Dim("rows", 1, 3, 9), 4), torch.float32)])
+    proposal = partition(gm, [ReferenceBackend()])
+    assert len(proposal.segments) == 1
+    x = torch.randn(5, 4)
+    for changed in (proposal, without(proposal, {0: "a test"}), partition(gm, [ReferenceBackend()], min_segment_nodes=10)):
+        assert torch.equal(stitch.stitch(gm, changed, {})(x)[0], x.exp().relu().reshape(10, 2))
+
+
+class Dear(Picky):
+    """Its engines cost 20 µs a call."""
+
+    call_us = 20.0
+
+
+def handful_beside_products() -> fx.GraphModule:
+    """A product of matrices, an operator that no backend takes, two small operators."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    product = graph.call_function(aten.mm.default, (x, x))
+    turned = graph.call_function(aten.erfinv.default, (product,))
+    graph.output((graph.call_function(aten.tanh.default, (graph.call_function(aten.slice.Tensor, (turned, 0, 0, 2)),)),))
+    return specs.propagate(fx.GraphModule(torch.nn.Module(), graph), [TensorSpec((128, 128), torch.float32)])
+
+
+def test_a_segment_that_takes_less_than_a_call_stays_in_torch_and_says_so() -> None:
+    gm = handful_beside_products()
+    backends = [Dear("dear", {"mm_default", "slice_tensor", "tanh_default"})]
+    before = partition(gm, backends)
+    assert len(before.segments) == 2
+    (after,) = that_pay([before], backends)
+    check(gm, after)
+    assert [[node.name for node in segment.nodes] for segment in after.segments] == [["mm_default"]]
+    left = {found.node.name: found.reasons["dear"] for found in after.rejections}
+    assert list(left) == ["erfinv_default", "slice_tensor", "tanh_default"]
+    assert "2 operators takes about 7 µs in Torch" in left["tanh_default"]
+    x = torch.rand(128, 128) / 200
+    assert torch.equal(stitch.stitch(gm, after, {})(x)[0], run_graph(gm, [x])[0])
+
+
+def test_small_segments_stay_where_a_call_is_free_or_nothing_pays() -> None:
+    gm = handful_beside_products()
+    free = [Picky("free", {"mm_default", "slice_tensor", "tanh_default"})]
+    assert len(that_pay([partition(gm, free)], free)[0].segments) == 2
+    small = [Dear("dear", {"slice_tensor"}), Dear("other", {"erfinv_default"})]
+    assert len(that_pay([partition(gm, small)], small)[0].segments) == 2

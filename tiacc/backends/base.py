@@ -92,6 +92,8 @@ class Backend(Protocol):
     Class attributes:
         name: The name it is registered under, and by which saved models find it.
         device_types: The devices it runs on: ``("cpu",)``, ``("cuda",)``.
+        call_us: Optional: what a call of an engine takes beside its work, in microseconds. Small segments beside others, which take less
+            in torch, are then left there.
     """
 
     name: ClassVar[str]

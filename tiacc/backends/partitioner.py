@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -103,6 +103,31 @@ def partition(gm: fx.GraphModule, backends: Sequence[Backend], *, min_segment_no
                     reasons = {**reasons, backend: f"its segment would have {operators} operators, fewer than {min_segment_nodes}"}
                 rejections[node] = Rejection(node, reasons, node.meta.get("source", ""))
     return Partition(tuple(segments), tuple(rejections[node] for node in gm.graph.nodes if node in rejections), tuple(order))
+
+
+def without(partition: Partition, reasons: Mapping[int, str]) -> Partition:
+    """Return a partition in which some segments are none: their nodes stay in torch.
+
+    Args:
+        partition: The proposal; it is not changed.
+        reasons: Why, by the index of the segment.
+    """
+    segments: list[Segment] = []
+    order: list[Segment | fx.Node] = []
+    rejections = {found.node: found for found in partition.rejections}
+    for item in partition.order:
+        if not isinstance(item, Segment):
+            order.append(item)
+        elif item.index not in reasons:
+            segments.append(replace(item, index=len(segments)))
+            order.append(segments[-1])
+        else:
+            order.extend(item.nodes)
+            for node in item.nodes:
+                if node.target is not operator.getitem:
+                    reason = {item.backend: reasons[item.index]}
+                    rejections[node] = Rejection(node, reason, node.meta.get("source", ""))
+    return Partition(tuple(segments), tuple(rejections[node] for node in sorted(rejections)), tuple(order))
 
 
 def _choose(node: fx.Node, backends: Sequence[Backend]) -> tuple[str | None, dict[str, str]]:

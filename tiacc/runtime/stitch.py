@@ -129,9 +129,11 @@ def stitch(gm: fx.GraphModule, partition: Partition, engines: dict[int, Stitched
         if isinstance(item, Segment) and item.index in engines:
             _call_engine(graph, root, item.index, engines[item.index], copies)
             continue
-        for node in item.nodes if isinstance(item, Segment) else (item,):
-            if all(before in copies for before in node.all_input_nodes):  # false for sizes that only engines compute with
-                copy(node)
+        for member in item.nodes if isinstance(item, Segment) else (item,):
+            for node in (*numbers_of((member,)), member):
+                # An input is missing for sizes that only engines compute with.
+                if node not in copies and all(before in copies for before in node.all_input_nodes):
+                    copy(node)
     output = next(node for node in reversed(gm.graph.nodes) if node.op == "output")
     graph.output(fx.map_arg(output.args[0], copies.__getitem__))
     stitched = fx.GraphModule(root, graph)

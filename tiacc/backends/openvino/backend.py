@@ -26,6 +26,7 @@ class OpenVINOBackend:
 
     name: ClassVar[str] = "openvino"
     device_types: ClassVar[tuple[str, ...]] = ("cpu",)
+    call_us: ClassVar[float] = 20.0
 
     def available(self) -> Support:
         """Return whether OpenVINO is installed."""

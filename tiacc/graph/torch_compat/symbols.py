@@ -202,7 +202,7 @@ def new_shape_env() -> ShapeEnv:
 def inference(mode: FakeTensorMode) -> Iterator[None]:
     """Infer shapes inside. Where sizes are symbolic, torch's Python kernels come first: those in C++ fix some of the sizes."""
     assert mode.shape_env is not None
-    _FAKE_LOG.setLevel(logging.CRITICAL)  # what fails here fails often, and is told in other words
+    _FAKE_LOG.disabled = True  # what fails here fails often, and is told in other words
     with mode, torch.no_grad():
         if _declared(mode.shape_env):
             with enable_python_dispatcher():
