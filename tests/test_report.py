@@ -44,7 +44,9 @@ def make_report(**fields):
                 PassRow("cast-half", 1, 1.0),
                 PassRow("fold-batch-norm", 3, 1.2, region=1),
             ],
-            "segments": [SegmentRow(0, "openvino", 120, "float32", 2512.3, 97_500_000, ("float32[1, 3]",), ("int64[1]",))],
+            "segments": [
+                SegmentRow(0, "openvino", 120, "float32", 2512.3, 97_500_000, ("float32[1, 3]",), ("int64[1]",), border_bytes=600_000)
+            ],
             "fallbacks": [
                 FallbackRow("aten.fft_fft.default", "fft", {"openvino": "no converter", "reference": "told not to"}),
                 FallbackRow("aten.nonzero.default", "nonzero", {"openvino": "size depends on data"}, "model.py:12"),
@@ -213,8 +215,8 @@ Passes             changes    ms
   fold-batch-norm       53  13.4
   cast-half              1   1.0
 
-Segments      operators    dtype  build ms     size
-  0 openvino        120  float32     2,512  97.5 MB
+Segments      operators    dtype  build ms     size  in and out
+  0 openvino        120  float32     2,512  97.5 MB      0.6 MB
 
 Left in Torch: 4 operators
   2 × aten.nonzero.default: openvino: size depends on data (at model.py:12, model.py:14)

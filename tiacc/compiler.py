@@ -336,6 +336,7 @@ def _build(
         outputs=tuple(map(str, outputs)),
         region=region,
         precisions=precisions() if callable(precisions) else {},
+        border_bytes=subgraph.border_bytes,
     )
     return stitch.StitchedEngine(subgraph, backend.name, blob, envelope.key_of(blob), spec), row
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -104,7 +103,7 @@ class Explanation:
                         _operators(sub.graph),
                         tuple(str(specs.spec_of(specs.tensor_of(node))) for node in sub.inputs),
                         tuple(str(specs.spec_of(specs.tensor_of(node))) for node in sub.outputs),
-                        sum(_bytes(specs.tensor_of(node)) for node in (*sub.inputs, *sub.outputs)),
+                        sub.border_bytes,
                     )
                 )
             for found in item.partition.rejections:
@@ -168,10 +167,6 @@ class Explanation:
 
 def _operators(gm: fx.GraphModule) -> int:
     return sum(node.op == "call_function" and not specs.is_scalar(node) for node in gm.graph.nodes)
-
-
-def _bytes(value: torch.Tensor) -> int:
-    return math.prod(specs.spec_of(value).sizes()) * value.element_size()
 
 
 def _count(number: int, what: str) -> str:

@@ -161,6 +161,7 @@ class SegmentRow:
         outputs: The types of its outputs.
         region: The index of the region.
         precisions: How many operations the engine itself says to compute in each type: ``{"bf16": 50}``; empty where it cannot say.
+        border_bytes: The size of its inputs and outputs together, at the usual sizes of dimensions that vary.
     """
 
     index: int
@@ -173,6 +174,7 @@ class SegmentRow:
     outputs: tuple[str, ...] = ()
     region: int = 0
     precisions: dict[str, int] = field(default_factory=dict)
+    border_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def sections(report: OptimizedReport) -> list[Section]:
         _half_precision(report),
         Section("Done about it", notes=report.actions),
         Section("Passes", ("changes", "ms"), [*_pass_rows(report)]),
-        Section("Segments", ("operators", "dtype", "build ms", "size"), [*_segment_rows(report)]),
+        Section("Segments", ("operators", "dtype", "build ms", "size", "in and out"), [*_segment_rows(report)]),
         Section(f"Left in Torch: {_operators(len(report.fallbacks))}", notes=[*_fallback_notes(report.fallbacks)]),
         Section("Software", notes=[", ".join(f"{item.software} {item.version}" for item in report.software_environment)]),
         Section("Warnings", notes=report.warnings),
@@ -137,7 +137,8 @@ def _segment_rows(report: OptimizedReport) -> Iterator[Row]:
     for segment in report.segments:
         name = f"{segment.region}.{segment.index}" if several else str(segment.index)
         size = f"{segment.size_bytes / 1e6:,.1f} MB"
-        yield f"{name} {segment.backend}", str(segment.nodes), segment.dtype, f"{segment.build_ms:,.0f}", size
+        border = f"{segment.border_bytes / 1e6:,.1f} MB"
+        yield f"{name} {segment.backend}", str(segment.nodes), segment.dtype, f"{segment.build_ms:,.0f}", size, border
 
 
 def _fallback_notes(fallbacks: Iterable[FallbackRow]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ class Subgraph:
     graph: fx.GraphModule
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
+
+    @property
+    def border_bytes(self) -> int:
+        """The size of its inputs and outputs together, at the usual sizes of dimensions that vary."""
+        values = [specs.tensor_of(node) for node in (*self.inputs, *self.outputs)]
+        return sum(math.prod(specs.spec_of(value).sizes()) * value.element_size() for value in values)
 
 
 @dataclass(frozen=True)
