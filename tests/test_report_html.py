@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -178,6 +179,24 @@ def test_groups_and_their_layout(count):
         assert result["start"]["shown"] <= result["allowed"] >= result["most"]
         assert result["all"]["shown"] == count
         assert (result["found"], result["revealed"]) == (len(range(10, count - 1, 100)), True)
+
+
+def test_what_a_block_computes_itself_is_in_its_group():
+    """A residual sum belongs to the block, and does not cut it in two."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node is not installed")
+    paths = ["", *(f"layers.{index}{part}" for index in range(3) for part in (".dense", ".norm", "", ".last")), ""]
+    rows = [GraphNode("aten.relu.default", f"node_{place}", "", path, "", "", 0, 0, ()) for place, path in enumerate(paths)]
+    script = """
+        const { GraphView, readNodes } = require(process.argv[1]);
+        const nodes = readNodes(JSON.parse(require("fs").readFileSync(0, "utf8")));
+        const view = new GraphView(nodes, "module", (node) => "");
+        console.log(JSON.stringify(view.groups.map((group) => [group.path, group.count])));
+    """
+    graph = json.dumps(dataclasses.asdict(ModelGraph.of(rows)))
+    done = subprocess.run([node, "-e", script, str(TEMPLATES / "report_graph.js")], input=graph, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [*([f"layers.{index}", 4] for index in range(3)), ["layers", 12], ["model", 14]]
 
 
 @pytest.fixture

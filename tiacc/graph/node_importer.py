@@ -68,6 +68,7 @@ class NodeImporter(NumberImporter):
         kind = node.kind()
         if not self.depth:
             self.builder.source = torch_compat.source_of(node)
+            self.builder.path = self.builder.paths.path_of(node)
         outputs = list(node.outputs())
         if any(output.unique() in self.facts.shared_writes for output in outputs):
             raise CannotImportError("its result shares memory with a tensor that is written into")

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tiacc.errors import ImportGraphError
 from tiacc.graph import specs, torch_compat
 from tiacc.graph.assumptions import UNKNOWN as UNKNOWN
+from tiacc.graph.module_paths import ModulePaths
 from tiacc.graph.regions import UNINITIALISED, FixedDim, OutputIndex, Region, RegionInput, RegionOutput
 from tiacc.graph.size_samples import SizeSamples
 from tiacc.graph.specs import TensorSpec
@@ -129,6 +130,8 @@ class RegionBuilder:
         nodes: The TorchScript nodes imported so far.
         env: The abstract values of the TorchScript values in it, by unique number.
         source: The source line of the node being imported.
+        path: The module that it belongs to.
+        paths: What tells that of a node.
         is_guarded: Whether it may rely on the types that tensors were seen to have; nothing is then known of what it computes.
     """
 
@@ -138,6 +141,8 @@ class RegionBuilder:
         self.nodes: list[torch_compat.Node] = []
         self.env: dict[int, Any] = {}
         self.source = ""
+        self.path = ""
+        self.paths = ModulePaths()
         self._graph = fx.Graph()
         self._constants = torch.nn.Module()
         self._inputs: dict[fx.Node, RegionInput] = {}
@@ -201,17 +206,13 @@ class RegionBuilder:
         self._constants.register_buffer(name, tensor)
         node = self._graph.get_attr(name)
         node.meta["val"] = torch_compat.fake_constant(self.knowledge.mode, tensor)
-        if value.debugName().startswith("self."):
-            node.meta["path"] = value.debugName().removeprefix("self.").rpartition(".")[0]  # the module that it is a weight of
         return whole(node, is_external=True)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Add a call to the region's graph and infer its value."""
         node = self._graph.call_function(target, args, kwargs)
         node.meta["source"] = self.source
-        owner = next((item.meta["path"] for item in node.all_input_nodes if item.op == "get_attr" and "path" in item.meta), None)
-        if owner is not None:
-            node.meta["path"] = owner
+        node.meta["path"] = self.path
         before = torch_compat.replaced_symbols(self.knowledge.mode)
         try:
             specs.infer_call(self.knowledge.mode, node)

@@ -25,8 +25,11 @@ class GraphView {
     this.groups = [];
     this.segmentName = segmentName;
     const several = nodes.length > 0 && nodes[nodes.length - 1].region > 0;
+    const holders = new Set();
+    for (const node of nodes) for (let at = node.path.indexOf("."); at > 0; at = node.path.indexOf(".", at + 1)) holders.add(node.path.slice(0, at));
     const keys = nodes.map((node) => {
-      const modules = node.path ? node.path.split(".").slice(0, -1) : [];
+      // A module that holds others is a group; one operator's own module is not.
+      const names = node.path ? node.path.split(".") : [], modules = holders.has(node.path) ? names : names.slice(0, -1);
       const own = mode === "segment" ? [segmentName(node)] : modules;
       return several ? ["region " + node.region, ...own] : own;
     });

@@ -28,6 +28,7 @@ from tiacc.graph.torch_compat.scripts import forward_graph as forward_graph
 from tiacc.graph.torch_compat.scripts import frozen_copy as frozen_copy
 from tiacc.graph.torch_compat.scripts import function_of as function_of
 from tiacc.graph.torch_compat.scripts import insert_behind as insert_behind
+from tiacc.graph.torch_compat.scripts import modules_of as modules_of
 from tiacc.graph.torch_compat.scripts import nodes_of as nodes_of
 from tiacc.graph.torch_compat.scripts import remove_attribute as remove_attribute
 from tiacc.graph.torch_compat.scripts import replace_inputs as replace_inputs
@@ -35,6 +36,7 @@ from tiacc.graph.torch_compat.scripts import reshaped_values as reshaped_values
 from tiacc.graph.torch_compat.scripts import source_of as source_of
 from tiacc.graph.torch_compat.scripts import splice_branch as splice_branch
 from tiacc.graph.torch_compat.scripts import uninitialised_values as uninitialised_values
+from tiacc.graph.torch_compat.scripts import weight_owners_of as weight_owners_of
 from tiacc.graph.torch_compat.scripts import without_optional as without_optional
 from tiacc.graph.torch_compat.scripts import written_values as written_values
 from tiacc.graph.torch_compat.symbols import UNBOUNDED as UNBOUNDED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -115,6 +115,25 @@ def source_of(node: Node) -> str:
             file, line = next((place for place in places if not place[0].startswith(_TORCH_FOLDER)), places[0])
             return f"{file}:{line}"
     return ""
+
+
+_INSTANCE = re.compile(r"(?:^|\.)([^.()]+)\([^()]*\)")
+_NO_MODULES = frozenset({"SELF", "UNKNOWN_INSTANCE"})  # a method of the module that calls it, and a function
+
+
+def modules_of(node: Node) -> tuple[str, ...]:
+    """Return the names of the modules that a TorchScript node was inlined from, outermost first; containers are not among them."""
+    return tuple(name for name in _INSTANCE.findall(node.getModuleHierarchy()) if name not in _NO_MODULES)
+
+
+def weight_owners_of(node: Node) -> Iterator[str]:
+    """Yield the paths of the modules whose weights a TorchScript node reads, as the frozen model names them.
+
+    Weights that are equal are one in a frozen model, under the name of one of them: what several nodes read tells nothing.
+    """
+    for value in node.inputs():
+        if value.debugName().startswith("self.") and len(value.uses()) == 1:
+            yield value.debugName().removeprefix("self.").rpartition(".")[0]
 
 
 def constant_of(value: Value) -> Any:
