@@ -97,15 +97,16 @@ def test_names_used_by_converters_exist(release: str, monkeypatch: pytest.Monkey
 
 
 def test_names_used_by_the_builder_and_at_run_time_exist() -> None:
-    used = set()
+    used: set[str] = set()
+    calls: set[tuple[str, int, tuple[str, ...]]] = set()
     for file in Path(tiacc.backends.tensorrt.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Attribute):
-                owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
-                if owner in _OWNERS.get(file.name, {}):
-                    used.add(f"{_OWNERS[file.name][owner]}.{node.attr}")
-                if owner == "trt":
-                    used.add(node.attr)
+            name = _name(node, _OWNERS.get(file.name, {}))
+            if name:
+                used.add(name)
+            called = _name(node.func, _OWNERS.get(file.name, {})) if isinstance(node, ast.Call) else ""
+            if called:
+                calls.add((called, len(node.args), tuple(str(keyword.arg) for keyword in node.keywords)))
     expected = {"IBuilderConfig.set_compute_capability", "INetworkDefinition.mark_output", "IProgressMonitor"}
     assert expected | {"IExecutionContext.execute_async_v3", "ICudaEngine.create_execution_context"} <= used
     for release in api.RELEASES:
@@ -116,3 +117,19 @@ def test_names_used_by_the_builder_and_at_run_time_exist() -> None:
             guarded |= _ONLY_WITH_A_RUNTIME_CACHE
         missing = {name for name in used - guarded if not api.has(release, name)}
         assert missing == set(), release
+        methods = [(call, api.find(release, call[0])) for call in calls if "." in call[0] and call[0] not in guarded]
+        assert len(methods) >= 20
+        assert [call for call, found in methods if not _is_possible(found, *call[1:])] == [], release
+
+
+def _name(node: ast.AST, owners: dict[str, str]) -> str:
+    """Return what an expression names: ``"IBuilderConfig.set_flag"``, ``"IProgressMonitor"`` of the module; else an empty string."""
+    if not isinstance(node, ast.Attribute):
+        return ""
+    owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
+    return node.attr if owner == "trt" else f"{owners[owner]}.{node.attr}" if owner in owners else ""
+
+
+def _is_possible(overloads: Any, count: int, keywords: tuple[str, ...]) -> bool:
+    """Return whether a method can be called with so many arguments and these keywords."""
+    return any(count + len(keywords) <= len(names) and set(keywords) <= set(names[count:]) for names in overloads)

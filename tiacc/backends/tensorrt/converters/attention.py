@@ -107,8 +107,8 @@ def _weights(net: Conversion, query: Tensor, key: Tensor, mask: Value | None, is
 def _check(view: NodeView) -> Support:
     if view.value("dropout_p"):
         return Support(False, "attention with dropout is random")
-    if view.value("scale") is None and fixed(view.fake("query").shape[-1]) is None:
-        return Support(False, "attention over vectors of a dynamic size")
+    if view.value("scale") is None and not fixed(view.fake("query").shape[-1]):
+        return Support(False, "attention over vectors of a dynamic size, or of none")
     if view.value("enable_gqa") and _groups(view, "key") is None:
         return Support(False, "grouped attention with a dynamic number of heads")
     return SUPPORTED
@@ -203,6 +203,8 @@ def _fused_check(view: NodeView) -> Support:
     source = "src" if "src" in view.args else "query"
     if view.fake(source).dim() != 3:
         return Support(False, "a fused attention layer of a tensor that is not of rank 3")
+    if any(fixed(size) == 0 for size in view.fake(source).shape):
+        return Support(False, "a fused attention layer of a tensor without elements")
     mask = view.value("mask")
     if mask is not None and view.value("mask_type") is None:
         return Support(False, "a fused attention layer with a mask of no known kind")

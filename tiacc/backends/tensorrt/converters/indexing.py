@@ -214,6 +214,8 @@ def isin(call: Call) -> Value:
     others: Any = call.operand(name)
     dtype = call.common_dtype("elements", name)
     others = net.reshape(others, [product(net.shape(others))]) if hasattr(others, "shape") else torch.tensor([others])
+    if net.shape(others)[0] == 0:
+        return net.expand(torch.tensor(bool(call.number("invert"))), net.shape(value))
     equal = net.binary("EQUAL", net.unsqueeze(net.tensor(value, dtype), [-1]), others, dtype)
     found = net.cast(net.reduce("MAX", net.cast(equal, torch.int32), (-1,)), torch.bool)
     return net.logical_not(found) if call.number("invert") else found

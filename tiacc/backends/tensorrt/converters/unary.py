@@ -188,8 +188,9 @@ converts(aten.log10.default)(_logarithm(10.0))
 
 @converts(aten.erfc.default, aten.special_erfc.default)
 def erfc(call: Call) -> Value:
-    """1 - erf(x)."""
-    return call.net.binary("SUB", 1.0, call.net.unary("ERF", call.tensor("self", call.dtype)))
+    """1 - erf(x); the difference of two numbers near 1 has no digits in half precision, and is taken in float32."""
+    value = call.tensor("self", torch.float32)
+    return call.net.cast(call.net.binary("SUB", 1.0, call.net.unary("ERF", value)), call.dtype)
 
 
 def _eps_leaves_room(view: NodeView) -> Support:
