@@ -177,6 +177,7 @@ def choose_backends(settings: Options, device: torch.device) -> tuple[tuple[Back
     notes: list[str] = []
     for name in AUTO_BACKENDS[device.type]:
         if name not in backends.names():
+            notes.append(f"the backend {name!r} is not registered: tiacc was not installed, but found on the path; install it with pip")
             continue
         backend = backends.get(name)()
         support = backend.available()
