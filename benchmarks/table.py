@@ -161,7 +161,8 @@ def _gpu_row(row: dict[str, Any]) -> str:
 
 def _row(item: dict[str, Any]) -> str:
     entry = models.ZOO[item["model"]]
-    limit_ms = item["gflop"] * item["ceiling_ms"] / item["ceiling_gflop"]
+    # Results of before the limit was measured have none.
+    limit_ms = item["gflop"] * item["ceiling_ms"] / item["ceiling_gflop"] if "gflop" in item else None
     cells = [
         f"{entry.title}, {entry.size}²",
         item["batch"],
@@ -169,7 +170,7 @@ def _row(item: dict[str, Any]) -> str:
         f"{item['openvino_ms']:.1f}",
         f"{item['level0_ms']:.1f}",
         f"{item['torchscript_ms'] / item['level0_ms']:.2f}×",
-        f"{item['torchscript_ms'] / limit_ms:.2f}×",
+        "not measured" if limit_ms is None else f"{item['torchscript_ms'] / limit_ms:.2f}×",
         f"{item['level0_ms'] / item['openvino_ms']:.2f}",
         f"{item['level0_relative_error']:.1e}",
         f"{item['level1_ms']:.1f}",
