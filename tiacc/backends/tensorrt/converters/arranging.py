@@ -11,6 +11,7 @@ from tiacc.backends.base import SUPPORTED, Support
 from tiacc.backends.tensorrt.call import Call, NodeView
 from tiacc.backends.tensorrt.conversion import Conversion
 from tiacc.backends.tensorrt.converters import FLOATS, converts
+from tiacc.backends.tensorrt.converters.convolution import spread
 from tiacc.backends.tensorrt.extents import axes_of, axis_of, bounds, fixed, is_fixed_along, result_sizes
 from tiacc.backends.tensorrt.shaping import Value
 from tiacc.backends.tensorrt.sizes import Size, product
@@ -192,7 +193,8 @@ def _col2im_check(view: NodeView) -> Support:
 @converts(aten.col2im.default, dtypes=FLOATS, check=_col2im_check)
 def col2im(call: Call) -> Value:
     """Columns put back in their places and summed: a transposed convolution with a kernel of ones and zeros."""
-    net, value = call.net, call.tensor("self")
+    dtype = torch.float32 if call.dtype == torch.bfloat16 else call.dtype  # RTX 1.7.1 does not build it in bfloat16
+    net, value = call.net, call.tensor("self", dtype)
     height, width = (int(size) for size in call.number("output_size"))
     kernel, dilation, padding, stride = (call.ints(name, 2) for name in ("kernel_size", "dilation", "padding", "stride"))
     is_batch = net.rank(value) == 3
@@ -205,8 +207,8 @@ def col2im(call: Call) -> Value:
         for index, size in enumerate((height, width))
     ]
     maps = net.reshape(value, [batch, rows, *counts])
-    weights = torch.eye(taps, dtype=call.dtype).reshape(1, taps, 1, *kernel).expand(channels, -1, -1, -1, -1)
-    weights = weights.reshape(channels * taps, 1, *kernel).contiguous()
+    weights = torch.eye(taps, dtype=dtype).reshape(1, taps, 1, *kernel).expand(channels, -1, -1, -1, -1)
+    weights = spread(net, weights.reshape(channels * taps, 1, *kernel), dilation).contiguous()
     covered = [
         (count - 1) * stride[index] + dilation[index] * (kernel[index] - 1) + 1 for index, count in enumerate(counts)
     ]
@@ -214,16 +216,15 @@ def col2im(call: Call) -> Value:
         "deconvolution_nd",
         maps,
         channels,
-        kernel,
+        tuple(weights.shape[2:]),
         net.weights(weights),
-        net.trt.Weights(net.flavour.dtype(call.dtype)),
+        net.trt.Weights(net.flavour.dtype(dtype)),
         data={"kernel": weights},
         stride_nd=stride,
-        dilation_nd=dilation,
         num_groups=channels,
     )
     shape = [batch, channels, height, width]
     if (height, width) != tuple(covered) or any(padding):
         starts = [0, 0, *padding]
         summed = net.slice(summed, starts, shape, [1] * 4, mode="FILL", fill=0)
-    return summed if is_batch else net.squeeze(summed, [0])
+    return net.cast(summed if is_batch else net.squeeze(summed, [0]), call.dtype)

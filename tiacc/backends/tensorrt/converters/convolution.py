@@ -120,7 +120,13 @@ def _convolve(call: Call, window: Window) -> Value:
     is_lifted = _spatial(call) == 1
     if is_lifted:
         value, weight, window = net.unsqueeze(value, (2,)), net.unsqueeze(weight, (2,)), window.lifted()
-    result = _transposed(net, value, weight, bias, window) if window.is_transposed else _plain(net, value, weight, bias, window)
+    if window.is_transposed and call.dtype == torch.bfloat16:  # RTX 1.7.1 does not build it in bfloat16
+        wide = [None if item is None else net.cast(item, torch.float32) for item in (value, weight, bias)]
+        result = net.cast(_transposed(net, net.tensor(wide[0]), wide[1], wide[2], window), call.dtype)
+    elif window.is_transposed:
+        result = _transposed(net, value, weight, bias, window)
+    else:
+        result = _plain(net, value, weight, bias, window)
     if is_lifted:
         result = net.squeeze(result, (2,))
     return result if is_batched else net.squeeze(result, (0,))
@@ -133,7 +139,7 @@ def _plain(net: Conversion, value: Tensor, weight: Value, bias: Value | None, wi
 def _transposed(net: Conversion, value: Tensor, weight: Value, bias: Value | None, window: Window) -> Tensor:
     if any(item > 1 for item in window.dilation) and any(item > 1 for item in window.stride):
         # TensorRT has no transposed convolution that is both: the zeros between the taps become part of the weight
-        weight = _spread(net, weight, window.dilation)
+        weight = spread(net, weight, window.dilation)
         window = replace(window, dilation=(1,) * len(window.dilation))
     maps = weight.shape[1] * window.groups
     after = [pad - extra for pad, extra in zip(window.after, window.output_padding)]
@@ -148,7 +154,7 @@ def _transposed(net: Conversion, value: Tensor, weight: Value, bias: Value | Non
     return result if held_back is None else _add_bias(net, result, held_back)
 
 
-def _spread(net: Conversion, weight: Value, dilation: Sequence[int]) -> Value:
+def spread(net: Conversion, weight: Value, dilation: Sequence[int]) -> Value:
     """Return a kernel with dilation - 1 zeros between its elements, along each spatial dimension."""
     maps, sizes = tuple(weight.shape)[:2], tuple(weight.shape)[2:]
     rank = 2 + 2 * len(sizes)
