@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import models
+from benchmarks import gpu_table, models
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 RESULTS = Path(__file__).parent / "results"
@@ -47,32 +47,6 @@ output, of the model that a load of the saved file gives.
 No TensorRT engine was run for this page. TensorRT-RTX engines are built in the tests, and their networks evaluated by the reference
 interpreter; they were not executed.
 """
-
-GPU = """Measured by `benchmarks/gpu.py` into `benchmarks/results/{file}`:
-
-- commit {commit}, {date}: the cuDNN backend
-- GPU: **{device}**
-- torch {torch}, cuDNN {cudnn}, Triton {triton}
-
-Median milliseconds a call between CUDA events, the runners in turn in one process. *TorchScript* is the traced input model with
-TensorFloat-32 where torch uses it, *frozen* the same after `torch.jit.freeze`. *eager* and *compile* are in float16, in CUDA graphs, and
-are given their input in float16 and channels last; *compile* is `torch.compile(mode="reduce-overhead")` with frozen weights. *tiacc*
-takes the user's float32 tensor and returns float32. The error is relative to float32 without TensorFloat-32, of the model that a load
-of the saved file gives, on data that it was not tuned on.
-
-| model, input | batch | {columns} |
-|---|---|{lines}|
-{rows}
-
-Only these rows were measured: level 0, other batches and other models were not.
-"""
-
-GPU_COLUMNS = (
-    *("TorchScript", "frozen", "eager", "compile", "tiacc level 1", "against TorchScript", "against compile"),
-    *("error", "host time", "`optimize`", "load, first run"),
-)
-
-NO_GPU = "Nothing on this page was measured on a GPU."
 
 FAILED = "- **Not all benchmarks of this run passed**: a figure below is beyond the limit that its benchmark holds it to, or is missing.\n"
 
@@ -118,45 +92,8 @@ def page(path: Path) -> str:
         remark="" if record["cpu_has_bf16"] else NO_BF16,
         costs="\n".join(_costs(figures)),
         failed="" if record["all_passed"] else FAILED,
-        gpu=_gpu(newest("gpu")),
+        gpu=gpu_table.section(newest("gpu")),
     )
-
-
-def _gpu(path: Path | None) -> str:
-    """Return the section of a file of results from a GPU."""
-    if path is None:
-        return NO_GPU
-    record = load(path)
-    software = record["software"]
-    return GPU.format(
-        file=path.name,
-        commit=record["commit"],
-        date=record["date"],
-        device=record["device"],
-        torch=software["torch"],
-        cudnn=software["cuDNN"],
-        triton=software["Triton"],
-        columns=" | ".join(GPU_COLUMNS),
-        lines="|".join("---" for _ in GPU_COLUMNS),
-        rows="\n".join(_gpu_row(row) for row in record["rows"] if "tiacc_level1" in row),
-    ).rstrip()
-
-
-def _gpu_row(row: dict[str, Any]) -> str:
-    entry, told = models.ZOO[row["model"]], row["level1"]
-    times = [row[key]["p50_ms"] for key in ("torchscript", "torchscript_frozen", "eager_fp16_graph", "compile_fp16", "tiacc_level1")]
-    cells = [
-        f"{entry.title}, {row['size']}²",
-        row["batch"],
-        *(f"{time:.3f}" for time in times),
-        f"{times[0] / times[-1]:.2f}×",
-        f"{times[3] / times[-1]:.2f}×",
-        f"{told['relative_error']:.1e}",
-        f"{told['host_microseconds']:.0f} µs",
-        f"{told['optimize_seconds']:.0f} s",
-        f"{told['load_and_first_run_seconds']:.1f} s",
-    ]
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _row(item: dict[str, Any]) -> str:
