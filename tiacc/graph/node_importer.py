@@ -163,12 +163,16 @@ class NodeImporter(NumberImporter):
 
     def _import_call(self, node: torch_compat.Node, overload: torch._ops.OpOverload, args: list[Any]) -> list[Any]:
         """Import an operator that writes nothing."""
-        positional, keywords = torch_compat.bind(overload, [self.builder.lower(arg) for arg in args])
+        values = [self.builder.lower(arg) for arg in args]
+        positional, keywords = torch_compat.bind(overload, values)
         call = self.builder.call(overload, *positional, **keywords)
         bases = [arg for arg in args if isinstance(arg, TensorRef)]
+        lowered = [new for new, arg in zip(values, args) if isinstance(arg, TensorRef)]
         value = call.meta["val"]
         if isinstance(value, torch.Tensor):
-            for base in bases:
+            for base, argument in zip(bases, lowered):
+                if torch_compat.may_alias(overload) and not self.builder.knowledge.samples.shares_as_promised(call, argument):
+                    return [part_of(base, call)]  # a view at some sizes and a copy at others
                 if torch_compat.shares_memory(value, base.value):
                     if base is not args[0]:
                         return [part_of(base, call)]

@@ -66,6 +66,14 @@ class SizeSamples:
                 self._values[index][node] = value
         return None
 
+    def shares_as_promised(self, result: fx.Node, argument: fx.Node) -> bool:
+        """Return whether a result shares the memory of an argument at every set of sizes, or at none, as their symbolic forms say."""
+        promised = torch_compat.shares_memory(result.meta["val"], argument.meta["val"])
+        for index, values in enumerate(self._values):
+            if result in values and torch_compat.shares_memory(values[result], self._value(argument, index)) is not promised:
+                return False
+        return True
+
     def _value(self, node: fx.Node, index: int) -> Any:
         values = self._values[index]
         if node not in values:

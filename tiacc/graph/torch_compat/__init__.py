@@ -1,6 +1,7 @@
 """Every private name of torch that tiacc's graph code touches, and what differs between torch 2.11 and 2.14."""
 
 from tiacc.graph.torch_compat.devices import current_stream as current_stream
+from tiacc.graph.torch_compat.memory import Aliases as Aliases
 from tiacc.graph.torch_compat.operators import Parameter as Parameter
 from tiacc.graph.torch_compat.operators import bind as bind
 from tiacc.graph.torch_compat.operators import dtype_number as dtype_number
@@ -15,7 +16,6 @@ from tiacc.graph.torch_compat.operators import parameters as parameters
 from tiacc.graph.torch_compat.operators import shares_memory as shares_memory
 from tiacc.graph.torch_compat.operators import try_fake as try_fake
 from tiacc.graph.torch_compat.operators import written_arguments as written_arguments
-from tiacc.graph.torch_compat.scripts import Aliases as Aliases
 from tiacc.graph.torch_compat.scripts import Block as Block
 from tiacc.graph.torch_compat.scripts import Function as Function
 from tiacc.graph.torch_compat.scripts import Graph as Graph

@@ -154,48 +154,6 @@ def splice_branch(node: Node, taken: int) -> list[Node]:
     return inner
 
 
-class Aliases:
-    """Which values of a TorchScript graph may share memory; computed on first use."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._names: dict[int, frozenset[int]] = {}
-        self._database: Any = None
-
-    def _load(self) -> Any:
-        if self._database is None:
-            self._database = self._graph.alias_db()
-        return self._database
-
-    def has_writers(self, value: Value) -> bool:
-        """Return whether some node may write into the memory of `value`."""
-        return bool(self._load().has_writers(value))
-
-    def of(self, value: Value) -> frozenset[int]:
-        """Return the unique numbers of the values that may share memory with `value`, itself included."""
-        name = value.unique()
-        if name not in self._names:
-            database = self._load()
-            self._names[name] = frozenset(
-                other.unique() for other in _tensor_values(self._graph) if database.may_contain_alias(value, other)
-            ) | {name}
-        return self._names[name]
-
-
-def _tensor_values(graph: Graph) -> list[Value]:
-    values = list(graph.inputs())
-    blocks = [graph.return_node().owningBlock()]
-    while blocks:
-        block = blocks.pop()
-        for node in block.nodes():
-            if node.kind() != "prim::Constant":
-                values.extend(node.outputs())
-            for inner in node.blocks():
-                values.extend(inner.inputs())
-                blocks.append(inner)
-    return values
-
-
 _RESHAPING_WRITES = frozenset(
     f"aten::{name}_"
     for name in ("resize", "resize_as", "set", "t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze", "as_strided")
