@@ -165,3 +165,9 @@ def count_calls(work: Callable[[], Any]) -> int:
     finally:
         sys.setprofile(before)
     return count
+
+
+def use_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have optimized models used, and their engines kept, whatever the clock says."""
+    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    monkeypatch.setattr("tiacc.costs.slow_segments", lambda *args: {})

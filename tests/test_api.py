@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import tiacc
+from tests.helpers import use_however_fast
 from tiacc.backends import base
 from tiacc.errors import AccuracyError, BackendUnavailableError, InvalidArgumentError, RegistryError, SpeedupError
 
@@ -49,7 +50,7 @@ def make(seed: int = 0) -> torch.jit.ScriptModule:
 
 def accept_any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a model be returned that is not faster: what is tested is what it computes."""
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 import tiacc
+from tests.helpers import use_however_fast
 from tiacc import measure
 from tiacc.backends import base
 from tiacc.backends.reference import ReferenceBackend
@@ -180,7 +181,7 @@ def backend_with(fault: Callable[[Run], Run]) -> Any:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
     monkeypatch.setattr("tiacc.measure.MIN_CALLS", 1)
 
 

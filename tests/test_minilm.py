@@ -7,6 +7,7 @@ import torch
 
 import tiacc
 from tests import minilm
+from tests.helpers import use_however_fast
 from tiacc import measure
 from tiacc.backends import base
 
@@ -14,7 +15,7 @@ from tiacc.backends import base
 @pytest.mark.slow
 @torch.no_grad()
 def test_sentences_keep_their_vectors_in_half_precision(monkeypatch, tmp_path):
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
     monkeypatch.setattr("tiacc.measure.MIN_CALLS", 1)
     model = minilm.model()
     calls = [(ids, torch.ones_like(ids)) for ids in map(minilm.tokens, minilm.sentences())]

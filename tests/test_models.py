@@ -7,6 +7,7 @@ import torch
 
 import tiacc
 from benchmarks import models
+from tests.helpers import use_however_fast
 from tiacc import measure
 from tiacc.backends import base
 from tiacc.errors import ShapeOutOfRangeError
@@ -17,7 +18,7 @@ SIZE = 64
 @pytest.fixture(autouse=True)
 def _whatever_the_clock_says(monkeypatch):
     """What is tested is what a model computes: it counts however fast it is, and is timed as briefly as can be."""
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
     monkeypatch.setattr("tiacc.measure.MIN_CALLS", 1)
 
 

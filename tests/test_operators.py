@@ -12,6 +12,7 @@ from torch import nn
 
 import tiacc
 from tests.backends.tensorrt.harness import needs_rtx
+from tests.helpers import use_however_fast
 from tiacc import operators
 from tiacc.backends.tensorrt import converters
 from tiacc.errors import InvalidArgumentError
@@ -78,7 +79,7 @@ def test_without_a_word_it_stays_in_torch() -> None:
 
 
 def test_openvino_runs_what_it_is_made_of(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
     operators.teach(SOFT_CLIP, precision="follow", expand=expand)
     model, x, path = traced(), torch.randn(8, 64), tmp_path / "fast.pt"
     output_model, report = tiacc.optimize(model, 0, "cpu", ["8*64"], save_path=path, backend="openvino", timing_seconds=0.05)

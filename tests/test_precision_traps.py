@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import tiacc
+from tests.helpers import use_however_fast
 from tiacc import environment, measure
 from tiacc.backends import base
 from tiacc.options import DEFAULT_TOLERANCE
@@ -21,7 +22,7 @@ WIDTH = 96
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
     monkeypatch.setattr("tiacc.measure.MIN_CALLS", 1)
 
 

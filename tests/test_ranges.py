@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import tiacc
+from tests.helpers import use_however_fast
 from tiacc import samples
 from tiacc.backends import base
 from tiacc.options import Options
@@ -58,7 +59,7 @@ def test_bfloat16_has_the_range_of_float32() -> None:
 
 @torch.no_grad()
 def test_optimize_keeps_them_and_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
     x = torch.randn(8, 16)
     model = torch.jit.trace(Wide().eval(), x)
     optimized, report = tiacc.optimize(model, 1, 1, ["8*16"], [(x,)], backend="reference", half_dtype="fp16", timing_seconds=0.05)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import tiacc
+from tests.helpers import use_however_fast
 from tiacc import measure, samples
 from tiacc.backends import base
 from tiacc.options import Options
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
     monkeypatch.setattr("tiacc.measure.MIN_CALLS", 1)
     # What the ranges of values tell beforehand is tested elsewhere; here it is what the repair finds without that.
     monkeypatch.setattr("tiacc.ranges.beyond_half", lambda *_: {})

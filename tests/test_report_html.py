@@ -19,7 +19,7 @@ from torch import nn
 
 import tiacc
 from tests.browser import Browser, missing
-from tests.helpers import Dim, Sketch
+from tests.helpers import Dim, Sketch, use_however_fast
 from tests.test_report import make_report
 from tiacc.backends import partitioner
 from tiacc.backends.reference import ReferenceBackend
@@ -86,7 +86,7 @@ def test_nodes_of_a_graph():
 
 
 def test_a_report_has_the_graph_of_the_model_that_came_of_it(monkeypatch):
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)  # whatever the clock says
+    use_however_fast(monkeypatch)
 
     class Net(nn.Module):
         def __init__(self):

@@ -9,6 +9,7 @@ import torch
 
 import tiacc
 from tests import trained_models as trained
+from tests.helpers import use_however_fast
 from tiacc import measure
 from tiacc.backends import base
 
@@ -25,7 +26,7 @@ SHAPES = {
 @pytest.fixture(autouse=True)
 def _whatever_the_clock_says(monkeypatch):
     """What is tested is what a model computes: it counts however fast it is, and is timed as briefly as can be."""
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
     monkeypatch.setattr("tiacc.measure.MIN_CALLS", 1)
 
 

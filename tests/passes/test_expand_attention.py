@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tiacc
-from tests.helpers import assert_values_hold, copy_of, run
+from tests.helpers import assert_values_hold, copy_of, run, use_however_fast
 from tiacc import measure, samples
 from tiacc.backends import base
 from tiacc.compiler import propose
@@ -86,7 +86,7 @@ def test_others_are_left(model: nn.Module) -> None:
 
 @pytest.mark.skipif(not base.backends.get("openvino")().available(), reason="OpenVINO is not installed")
 def test_a_transformer_is_one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiacc.job.LEAST_GAIN", 0.0)
+    use_however_fast(monkeypatch)
     model = traced(nn.Sequential(layer(), layer(norm_first=True), Attends(), nn.Identity()), torch.randn(2, 7, 32))
     _, report = tiacc.optimize(model, 0, 1, [{"range": ["1*3*32", "2*7*32", "4*9*32"]}], timing_seconds=0.05)
     assert len(report.segments) == 1 and not report.fallbacks, report

@@ -14,7 +14,8 @@ from tests.backends.cudnn.programs import CPU, aten, error, planned
 from tests.helpers import Sketch
 from tiacc.backends.cudnn import eager
 from tiacc.backends.cudnn.executable import Executable
-from tiacc.backends.cudnn.program import AttentionStep, TorchStep, title
+from tiacc.backends.cudnn.naming import title
+from tiacc.backends.cudnn.program import AttentionStep, TorchStep
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="these run in Triton's interpreter, on the CPU")
 

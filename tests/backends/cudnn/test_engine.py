@@ -13,7 +13,7 @@ from tiacc.backends.base import Profile
 from tiacc.backends.cudnn import CudnnBackend
 from tiacc.backends.cudnn.engine import CudnnEngine
 from tiacc.backends.cudnn.executable import run_eagerly
-from tiacc.backends.cudnn.program import key_of
+from tiacc.backends.cudnn.naming import key_of
 from tiacc.backends.cudnn.tactics import TacticCache
 from tiacc.errors import BackendUnavailableError, EngineFormatError
 from tiacc.graph import archive, specs

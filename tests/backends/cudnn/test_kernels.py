@@ -18,8 +18,9 @@ from tiacc.backends.cudnn import border, eager, folding, products
 from tiacc.backends.cudnn.body import OPERATIONS, Body, Instruction, evaluate, triton_lines
 from tiacc.backends.cudnn.launch import Bench, TritonCall
 from tiacc.backends.cudnn.layouts import channels_last_strides, contiguous_strides
+from tiacc.backends.cudnn.naming import title
 from tiacc.backends.cudnn.products import Tile
-from tiacc.backends.cudnn.program import Buffer, ConvStep, PointwiseStep, Ref, TorchStep, title
+from tiacc.backends.cudnn.program import Buffer, ConvStep, PointwiseStep, Ref, TorchStep
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="these run in Triton's interpreter, on the CPU")
 

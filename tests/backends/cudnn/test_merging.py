@@ -6,7 +6,7 @@ from tests.backends.cudnn.programs import aten, error, planned, run
 from tests.helpers import Sketch, random_inputs
 from tiacc.backends.cudnn.engine import static_graph
 from tiacc.backends.cudnn.merging import merge_siblings
-from tiacc.backends.cudnn.program import title
+from tiacc.backends.cudnn.naming import title
 from tiacc.backends.reference import run_graph
 from tiacc.graph import specs
 

@@ -9,7 +9,8 @@ from torch import nn
 from tests.backends.cudnn.programs import aten, block, error, planned, run
 from tests.helpers import Sketch, random_inputs
 from tiacc.backends.cudnn import memory_plan
-from tiacc.backends.cudnn.program import ConvStep, PointwiseStep, RowStep, TorchStep, signature, title
+from tiacc.backends.cudnn.naming import signature, title
+from tiacc.backends.cudnn.program import ConvStep, PointwiseStep, RowStep, TorchStep
 from tiacc.backends.reference import run_graph
 
 

@@ -10,7 +10,8 @@ import torch
 
 from tiacc.backends.cudnn import border, eager, memory_plan
 from tiacc.backends.cudnn.launch import Bench, Call, TritonCall
-from tiacc.backends.cudnn.program import CONSTANT, Buffer, Program, Ref, key_of
+from tiacc.backends.cudnn.naming import key_of
+from tiacc.backends.cudnn.program import CONSTANT, Buffer, Program, Ref
 from tiacc.graph import torch_compat
 from tiacc.runtime import buffers
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tiacc.backends.cudnn import attention, eager, kernels, products
+from tiacc.backends.cudnn import attention, depthwise, eager, kernels, products
 from tiacc.backends.cudnn.fused import FEW_PLANS, MAX_PLANS, FusedGraph, can_fuse
 from tiacc.backends.cudnn.layouts import is_rows, row_of
 from tiacc.backends.cudnn.program import AttentionStep, ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
@@ -59,7 +59,7 @@ class Bench:
         if isinstance(step, AttentionStep):
             return [TORCH, *attention.tactics(step)]
         if step.is_depthwise:
-            return [*products.depthwise_tactics(step), TORCH]
+            return [*depthwise.tactics(step), TORCH]
         graph = self.graph(step)
         tiles = products.tiles(step) if products.has_product(step) else []
         found = [f"cudnn:{plan}" for plan in graph.plans(FEW_PLANS if tiles else MAX_PLANS)] if graph is not None else []
@@ -183,7 +183,7 @@ class Bench:
             images, channels, height, width = step.out.shape
             tensors = [*self._storages((step.out, step.x)), self.weight(step), *self._storages(step.operands)]
             grid = (images * height * -(-width // pixels), -(-channels // wide))
-            return TritonCall(products.depthwise(step), grid, tensors, {"BW": pixels, "BC": wide}, warps, 2)
+            return TritonCall(depthwise.kernel(step), grid, tensors, {"BW": pixels, "BC": wide}, warps, 2)
         if isinstance(step, ConvStep):
             return self._product(step, products.Tile.parse(numbers))
         raise BuildError("this step has no kernel")

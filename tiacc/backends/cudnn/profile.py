@@ -10,7 +10,8 @@ import torch
 
 from tiacc.backends.cudnn import eager
 from tiacc.backends.cudnn.engine import CudnnEngine
-from tiacc.backends.cudnn.program import ConvStep, Ref, Step, TorchStep, key_of, title
+from tiacc.backends.cudnn.naming import key_of, title
+from tiacc.backends.cudnn.program import ConvStep, Ref, Step, TorchStep
 from tiacc.backends.cudnn.tactics import error_of, microseconds
 
 

@@ -7,7 +7,6 @@ of torch. Everything here is plain data: it is made, printed and tested without 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -353,59 +352,3 @@ class Program:
                 if ref.buffer.kind == TEMPORARY:
                     found.setdefault(ref.buffer)
         return list(found)
-
-    def listing(self) -> str:
-        """Return one line a step, for reading and for tests."""
-        return "\n".join(describe(step) for step in self.steps)
-
-
-def describe(step: Step) -> str:
-    """Return a step as a line of text: what it computes, and from which buffers."""
-    out = step.outs[0] if isinstance(step, TorchStep) else step.out
-    sources = ", ".join(ref.buffer.name for ref in step.refs() if ref is not out and ref.buffer.kind != CONSTANT)
-    return f"{out.buffer.name}{list(out.shape)} = {title(step)}({sources})"
-
-
-def title(step: Step) -> str:
-    """Return what a step computes, without its buffers."""
-    if isinstance(step, TorchStep):
-        return str(step.target)
-    if isinstance(step, AttentionStep):
-        return "attention" + ("+causal" if step.is_causal else "") + ("+mask" if step.mask is not None else "")
-    tail = "".join(f"+{instruction.op}" for instruction in step.body.instructions)
-    if isinstance(step, PointwiseStep):
-        return tail[1:] or "copy"
-    if isinstance(step, ConvStep):
-        kernel = "x".join(map(str, step.weight.shape[2:]))
-        kind = "deconv" if step.transposed else "depthwise" if step.is_depthwise else "conv"
-        return f"{kind}{kernel}{tail}"
-    if isinstance(step, PoolStep):
-        return f"{step.kind}pool{'x'.join(map(str, step.kernel))}{tail}"
-    return "".join(f"{instruction.op}+" for instruction in step.prologue.instructions) + step.kind + tail
-
-
-def signature(step: Step) -> str:
-    """Return what a step's speed depends on, as text: its operation, types, shapes and strides."""
-    if isinstance(step, TorchStep):
-        return f"{step.target}({', '.join(ref.layout() for ref in step.refs())}; {_plain(step.args)}; {_plain(step.kwargs)})"
-    parts = [type(step).__name__]
-    for name, value in vars(step).items():
-        if isinstance(value, Ref):
-            value = value.layout()
-        elif isinstance(value, tuple) and any(isinstance(item, Ref) for item in value):
-            value = [item.layout() for item in value]
-        parts.append(f"{name}={value}")
-    return " ".join(parts)
-
-
-def key_of(step: Step) -> str:
-    """Return a short name for `signature`."""
-    return hashlib.sha256(signature(step).encode()).hexdigest()[:20]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Ref):
-        return "_"
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value

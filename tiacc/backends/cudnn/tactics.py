@@ -17,7 +17,8 @@ import torch
 from tiacc.backends.cudnn import eager
 from tiacc.backends.cudnn.fused import FusedGraph
 from tiacc.backends.cudnn.launch import TORCH, Bench, Call, TritonCall
-from tiacc.backends.cudnn.program import ConvStep, KernelStep, Program, Step, TorchStep, key_of, signature, title
+from tiacc.backends.cudnn.naming import key_of, signature, title
+from tiacc.backends.cudnn.program import ConvStep, KernelStep, Program, Step, TorchStep
 from tiacc.errors import BuildError
 
 _log = logging.getLogger(__name__)
