@@ -11,14 +11,13 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import models
-from benchmarks.gpu import DEVICE, distance, flat
+from benchmarks.gpu import DEVICE, distance, flat, host_microseconds
 from tiacc import compiler, planning, samples
 from tiacc.backends.cudnn import CudnnBackend
 from tiacc.backends.cudnn.engine import CudnnEngine
@@ -70,9 +69,9 @@ def measure(name: str, batch: int, level: int, cache: Path | None) -> dict[str, 
         "build_seconds": round(seconds, 1),
         "whole_microseconds": round(whole(engine, given), 1),
         "host_microseconds": {
-            "model": host(lambda: compiled.module(*inputs)),
-            "engine": host(lambda: engine.run(given)),
-            "launch": host(executable.launch, lambda: executable.fill(given)),
+            "model": host_microseconds(lambda: compiled.module(*inputs)),
+            "engine": host_microseconds(lambda: engine.run(given)),
+            "launch": host_microseconds(executable.launch, lambda: executable.fill(given)),
         },
         "steps": [dataclasses.asdict(step) for step in steps],
     }
@@ -93,18 +92,6 @@ def whole(engine: CudnnEngine, inputs: tuple[torch.Tensor, ...]) -> float:
         end.synchronize()
         times.append(begin.elapsed_time(end) * 50)
     return min(times)
-
-
-def host(call: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> float:
-    """Return the time that a call takes on the host, in microseconds; the GPU has nothing else to do."""
-    times = []
-    for _ in range(100):
-        before()
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - begin) * 1e6)
-    return round(sorted(times)[50], 1)
 
 
 def table(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,23 +187,24 @@ def call(module: torch.jit.ScriptModule, item: Sequence[Any]) -> Any:
 
 def cloned(item: Any) -> Any:
     """Return a copy of arguments: the tensors in nested tuples, lists and dicts are cloned, without gradients."""
-    return _mapped(item, lambda tensor: tensor.detach().clone(memory_format=torch.preserve_format))
+    return mapped(item, lambda tensor: tensor.detach().clone(memory_format=torch.preserve_format))
 
 
 def moved(item: Any, device: torch.device) -> Any:
     """Return arguments with the tensors in nested tuples, lists and dicts on a device."""
-    return _mapped(item, lambda tensor: tensor.to(device))
+    return mapped(item, lambda tensor: tensor.to(device))
 
 
-def _mapped(item: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def mapped(item: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return arguments with a function of each tensor in nested tuples, lists and dicts, in order."""
     if isinstance(item, torch.Tensor):
         return function(item)
     if isinstance(item, tuple) and hasattr(item, "_fields"):
-        return type(item)(*(_mapped(member, function) for member in item))
+        return type(item)(*(mapped(member, function) for member in item))
     if isinstance(item, (list, tuple)):
-        return type(item)(_mapped(member, function) for member in item)
-    if isinstance(item, dict):
-        return {key: _mapped(value, function) for key, value in item.items()}
+        return type(item)(mapped(member, function) for member in item)
+    if isinstance(item, Mapping):
+        return {key: mapped(value, function) for key, value in item.items()}
     return item
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from tiacc import models
 from tiacc.errors import InvalidArgumentError
 from tiacc.shapes import GRAMMAR, InputSpec, Sizes, combined_profiles, element_type_name, parse_input_shapes
 
@@ -103,18 +104,14 @@ def shapes_of(item: Item) -> tuple[Sizes, ...]:
 
 def _resized(value: Any, shapes: Iterator[Sizes]) -> Any:
     """Return a copy of an item whose tensors have the next of the shapes each."""
-    if isinstance(value, Tensor):
+
+    def resized(tensor: Tensor) -> Tensor:
         for place, size in enumerate(next(shapes)):
-            if size != value.shape[place]:
-                value = value.index_select(place, torch.arange(size, device=value.device) % max(value.shape[place], 1))
-        return value
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_resized(member, shapes) for member in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(_resized(member, shapes) for member in value)
-    if isinstance(value, Mapping):
-        return {key: _resized(member, shapes) for key, member in value.items()}
-    return value
+            if size != tensor.shape[place]:
+                tensor = tensor.index_select(place, torch.arange(size, device=tensor.device) % max(tensor.shape[place], 1))
+        return tensor
+
+    return models.mapped(value, resized)
 
 
 def check_test_data(test_data: Any, specs: Sequence[InputSpec]) -> list[Item]:

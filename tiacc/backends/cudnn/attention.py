@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from tiacc.backends.cudnn.kernels import text
+from tiacc.backends.cudnn.layouts import is_aligned
 from tiacc.backends.cudnn.planner import Planner, shape_of
 from tiacc.backends.cudnn.program import AttentionStep, Ref
 from tiacc.graph import specs
@@ -52,11 +53,7 @@ def attention(planner: Planner, node: fx.Node, args: dict[str, Any]) -> Ref | No
 def _dense(planner: Planner, node: fx.Node) -> Ref:
     """Return where a value is, the numbers of a head next to each other."""
     ref = planner.realize(node)
-    vector = 16 // ref.dtype.itemsize
-    is_aligned = ref.offset % vector == 0 and all(stride % vector == 0 for size, stride in zip(ref.shape[:-1], ref.strides) if size > 1)
-    if ref.strides[-1] == 1 and is_aligned:
-        return ref
-    return planner.copied(ref)
+    return ref if ref.strides[-1] == 1 and is_aligned(ref, range(3)) else planner.copied(ref)
 
 
 def kernel(step: AttentionStep) -> str:

@@ -72,7 +72,6 @@ class Border:
         self._shape = shape
         self._dtype = dtype
         self._fold = fold
-        self._channels = ref.shape[1] if fold > 1 else 0
         self._storage = place.as_strided((max(ref.buffer.numel, 1),), (1,), place.storage_offset() - ref.offset)
         outside = Ref(Buffer("caller", math.prod(shape), dtype), shape, contiguous_strides(shape))
         is_plain = place.device.type == "cuda" and ref.dtype in FLOATS and dtype in FLOATS and math.prod(shape) > 0

@@ -125,12 +125,10 @@ class Executable:
 
     def replay(self, inputs: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """Compute the outputs by the graph that was recorded, on a stream, which is the current one."""
-        for entry, tensor in zip(self._entries, inputs):
-            if entry is not None:
-                entry.bring_in(tensor, stream)
+        self.fill(inputs, stream)
         self.launch()
         self.last_run = time.monotonic()
-        return [exit.bring_out(stream) for exit in self._exits]
+        return self.results(stream)
 
     def run(self, inputs: Sequence[torch.Tensor], *, with_graph: bool) -> list[torch.Tensor]:
         """Compute the outputs on the current stream.
@@ -147,9 +145,9 @@ class Executable:
         self.runs += 1
         return self.results()
 
-    def results(self) -> list[torch.Tensor]:
-        """Return copies of the outputs, in the types of the graph."""
-        stream = self._stream()
+    def results(self, stream: int | None = None) -> list[torch.Tensor]:
+        """Return copies of the outputs, in the types of the graph; `stream` as for `fill`."""
+        stream = self._stream() if stream is None else stream
         return [exit.bring_out(stream) for exit in self._exits]
 
 

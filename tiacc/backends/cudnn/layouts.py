@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -93,6 +93,12 @@ def as_image(ref: Ref) -> Ref:
     strides = [stride for size, stride in zip(ref.shape[:-1], ref.strides[:-1]) if size > 1]
     row = strides[-1] if strides else ref.shape[-1]
     return Ref(ref.buffer, (1, ref.shape[-1], rows, 1), (row * rows, ref.strides[-1] if ref.shape[-1] > 1 else 1, row, row), ref.offset)
+
+
+def is_aligned(ref: Ref, dims: Iterable[int]) -> bool:
+    """Return whether a tensor begins at a multiple of 16 bytes, and its neighbours in some dimensions are multiples of that apart."""
+    vector = 16 // ref.dtype.itemsize
+    return ref.offset % vector == 0 and all(ref.strides[dim] % vector == 0 for dim in dims if ref.shape[dim] > 1)
 
 
 def is_rows(ref: Ref) -> bool:

@@ -9,13 +9,13 @@ The work behind the layers is done by the layer, so they are merged only where i
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import fx
 
 from tiacc.backends.cudnn.views import VIEWS
-from tiacc.graph import arguments, specs
+from tiacc.graph import arguments
+from tiacc.passes import rewrite
 
 aten = torch.ops.aten
 
@@ -35,13 +35,13 @@ def merge_siblings(gm: fx.GraphModule) -> int:
     families: dict[Hashable, list[fx.Node]] = {}
     for node in gm.graph.nodes:
         if node.op == "call_function" and node.target in LAYERS:
-            kind = _kind(gm, node)
+            kind = _kind(node)
             if kind is not None:
                 families.setdefault(kind, []).append(node)
     merged = 0
     for siblings in families.values():
         if len(siblings) > 1:
-            _merge(gm, siblings, f"merged{merged}")
+            _merge(gm, siblings)
             merged += len(siblings) - 1
     if merged:
         gm.graph.lint()
@@ -49,10 +49,10 @@ def merge_siblings(gm: fx.GraphModule) -> int:
     return merged
 
 
-def _kind(gm: fx.GraphModule, node: fx.Node) -> Hashable | None:
+def _kind(node: fx.Node) -> Hashable | None:
     """Return what layers must have in common to be merged; None for one that stays alone."""
     args = arguments.bound(node)
-    weight, bias = _constant(gm, args["weight"]), _constant(gm, args["bias"])
+    weight, bias = rewrite.constant_of(args["weight"]), rewrite.constant_of(args["bias"])
     if weight is None or (args["bias"] is not None and bias is None) or args.get("groups", 1) != 1 or args.get("transposed"):
         return None
     behind = _work_behind(node)
@@ -72,26 +72,17 @@ def _work_behind(node: fx.Node) -> Hashable | None:
     return (user.target, str(user.args[1:]), str(user.kwargs))
 
 
-def _constant(gm: fx.GraphModule, node: Any) -> torch.Tensor | None:
-    if isinstance(node, fx.Node) and node.op == "get_attr":
-        data = specs.fetch_attr(gm, str(node.target))
-        return data if isinstance(data, torch.Tensor) else None
-    return None
-
-
-def _merge(gm: fx.GraphModule, siblings: Sequence[fx.Node], name: str) -> None:
+def _merge(gm: fx.GraphModule, siblings: Sequence[fx.Node]) -> None:
     first = siblings[0]
     layer_op, behind = first.target, _work_behind(first)
     assert isinstance(layer_op, torch._ops.OpOverload)
     ends = [next(iter(node.users)) for node in siblings] if behind else list(siblings)
-    weights = _constants(gm, siblings, "weight")
-    joined = {"weight": weights, "bias": _constants(gm, siblings, "bias")}
+    weights = _constants(siblings, "weight")
+    given = arguments.bound(first)
+    for kind, parts in (("weight", weights), ("bias", _constants(siblings, "bias"))):
+        if parts:
+            given[kind] = rewrite.add_constant(first, f"merged_{kind}", torch.cat(parts))
     with gm.graph.inserting_before(first):
-        given = arguments.bound(first)
-        for kind, parts in joined.items():
-            if parts:
-                gm.register_buffer(f"{name}_{kind}", torch.cat(parts))
-                given[kind] = gm.graph.get_attr(f"{name}_{kind}")
         layer = gm.graph.call_function(layer_op, tuple(given.values()))
         if behind:
             unary = ends[0].target
@@ -106,7 +97,7 @@ def _merge(gm: fx.GraphModule, siblings: Sequence[fx.Node], name: str) -> None:
         gm.graph.erase_node(old)
 
 
-def _constants(gm: fx.GraphModule, nodes: Sequence[fx.Node], name: str) -> list[torch.Tensor]:
+def _constants(nodes: Sequence[fx.Node], name: str) -> list[torch.Tensor]:
     """Return the weights, or biases, of layers; an empty list where they have none."""
-    found = [_constant(gm, arguments.bound(node)[name]) for node in nodes]
+    found = [rewrite.constant_of(arguments.bound(node)[name]) for node in nodes]
     return [data for data in found if data is not None]

@@ -16,11 +16,11 @@ import torch
 from torch import fx
 
 from tiacc.backends.cudnn import folding, pointwise
-from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides, dense_strides, strides_like
+from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides, dense_strides, is_aligned, strides_like
 from tiacc.backends.cudnn.lazy import Anchor, Expression, Lazy, Node, anchor_of, flatten, refs_of, size_of
 from tiacc.backends.cudnn.program import CONSTANT, INPUT, Buffer, Entry, PointwiseStep, Program, Ref, Step, TorchStep
 from tiacc.backends.cudnn.views import CASTS, RESHAPED, RESHAPES, TURNS, VIEWS
-from tiacc.backends.cudnn.waiting_views import Turn, reshaped_to, turn_of, viewed
+from tiacc.backends.cudnn.waiting_views import reshape, turn_of, viewed
 from tiacc.errors import BuildError
 from tiacc.graph import arguments, specs
 
@@ -150,12 +150,10 @@ class Planner:
         args = [self._number(arg) for arg in node.args[1:]]
         kwargs = {key: self._number(arg) for key, arg in node.kwargs.items()}
         op: Any = node.target
-        if op in TURNS and len(source.users) == 1 and self.anchor(source) is not None:
-            value = viewed(self.values[source], turn_of(lambda tensor: op(tensor, *args, **kwargs), shape_of(source)))
-            if value is not None:
-                return value
-        if op in RESHAPED and len(source.users) == 1 and self.anchor(source) is not None:
-            value = viewed(self.values[source], Turn(shape_of(node), reshaped_to(shape_of(node)), reshaped_to(shape_of(source))))
+        if op in TURNS | RESHAPED and len(source.users) == 1 and self.anchor(source) is not None:
+            before, after = shape_of(source), shape_of(node)
+            turned = turn_of(lambda tensor: op(tensor, *args, **kwargs), before) if op in TURNS else reshape(before, after)
+            value = viewed(self.values[source], turned)
             if value is not None:
                 return value
         ref = self.realize(source)
@@ -319,10 +317,8 @@ class Planner:
         ref = self.realize(node, channels_last_strides(tuple(map(int, specs.tensor_of(node).shape))) if self.anchor(node) is None else None)
         _, channels, height, width = ref.shape
         _, c, h, w = ref.strides
-        vector = 16 // ref.dtype.itemsize
-        apart = [stride for size, stride in zip(ref.shape, ref.strides) if size > 1 and stride != 1]
-        is_aligned = ref.offset % vector == 0 and all(stride % vector == 0 for stride in apart)
-        if (channels == 1 or c == 1) and (width == 1 or w >= channels) and (height == 1 or h >= w * width) and is_aligned and channels > 1:
+        has_pixels = (channels == 1 or c == 1) and (width == 1 or w >= channels) and (height == 1 or h >= w * width)
+        if has_pixels and channels > 1 and is_aligned(ref, [dim for dim in range(4) if ref.strides[dim] != 1]):
             return ref
         return self.as_laid_out(ref, channels_last_strides)
 

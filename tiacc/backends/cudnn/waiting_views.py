@@ -47,9 +47,9 @@ def permutation(order: Sequence[int], shape: tuple[int, ...]) -> Turn:
     return Turn(tuple(shape[dim] for dim in order), lambda tensor: tensor.permute(list(order)), lambda tensor: tensor.permute(inverse))
 
 
-def reshaped_to(shape: tuple[int, ...]) -> View:
-    """Return the view of a shape; it raises RuntimeError where it would have to copy."""
-    return lambda tensor: tensor.view(shape)
+def reshape(before: tuple[int, ...], after: tuple[int, ...]) -> Turn:
+    """Return the view of a shape as another; it raises RuntimeError where it would have to copy."""
+    return Turn(after, lambda tensor: tensor.view(after), lambda tensor: tensor.view(before))
 
 
 def viewed(value: Lazy, turn: Turn) -> Lazy | None:
