@@ -16,9 +16,10 @@ import torch
 from torch import fx
 
 from tiacc.backends.cudnn import folding, pointwise
-from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides, dense_strides, is_aligned, strides_like
+from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides, is_aligned, strides_like
 from tiacc.backends.cudnn.lazy import Anchor, Expression, Lazy, Node, anchor_of, flatten, refs_of, size_of
 from tiacc.backends.cudnn.program import CONSTANT, INPUT, Buffer, Entry, PointwiseStep, Program, Ref, Step, TorchStep
+from tiacc.backends.cudnn.torch_calls import call_torch
 from tiacc.backends.cudnn.views import CASTS, RESHAPED, RESHAPES, TURNS, VIEWS
 from tiacc.backends.cudnn.waiting_views import reshape, turn_of, viewed
 from tiacc.errors import BuildError
@@ -139,7 +140,7 @@ class Planner:
             value = rule(self, node, arguments.bound(node))
             if value is not None:
                 return value
-        return self.call_torch(node)
+        return call_torch(self, node)
 
     # -- kinds of nodes ------------------------------------------------------------------------------------------------------------
 
@@ -345,50 +346,6 @@ class Planner:
         if isinstance(value, (list, tuple)):
             return [self._number(item) for item in value]
         return value
-
-    # -- whatever has no plan of its own ---------------------------------------------------------------------------------------------
-
-    def call_torch(self, node: fx.Node) -> Value:
-        """Emit a call of torch; the results are laid out as torch would."""
-
-        def place(arg: Any) -> Any:
-            if isinstance(arg, fx.Node):
-                value = self.values[arg]
-                return self.realize(arg) if isinstance(value, (Ref, Lazy)) else value
-            if isinstance(arg, (list, tuple)):
-                return [place(item) for item in arg]
-            return arg
-
-        args = tuple(place(arg) for arg in node.args)
-        kwargs = {key: place(arg) for key, arg in node.kwargs.items()}
-        fake = node.meta["val"]
-        fakes = list(fake) if isinstance(fake, (list, tuple)) else [fake]
-        results = self._meta_results(node, args, kwargs, fakes)
-        outs = tuple(
-            self.new(item.shape, item.dtype, dense_strides(item), f"{node.name}_{index}" if index else node.name)
-            for index, item in enumerate(results)
-        )
-        assert isinstance(node.target, torch._ops.OpOverload)
-        self.emit(TorchStep(outs, node.target, args, kwargs))
-        return list(outs) if isinstance(fake, (list, tuple)) else outs[0]
-
-    def _meta_results(self, node: fx.Node, args: Any, kwargs: Any, fakes: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return tensors without data, of the strides that torch gives for operands laid out as ours are."""
-
-        def to_meta(arg: Any) -> Any:
-            if isinstance(arg, Ref):
-                return arg.meta()
-            if isinstance(arg, (list, tuple)):
-                return [to_meta(item) for item in arg]
-            return arg
-
-        try:
-            result = node.target(*to_meta(args), **{key: to_meta(arg) for key, arg in kwargs.items()})  # type: ignore[operator]
-        except (RuntimeError, NotImplementedError):
-            return fakes
-        results = list(result) if isinstance(result, (list, tuple)) else [result]
-        same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(results, fakes))
-        return results if same and len(results) == len(fakes) else fakes
 
 
 def plan(gm: fx.GraphModule, tf32: tuple[bool, bool] = (True, False)) -> Program:
