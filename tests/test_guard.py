@@ -14,7 +14,9 @@ from tests.helpers import use_however_fast
 from tiacc import measure
 from tiacc.backends import base
 from tiacc.backends.reference import ReferenceBackend
+from tiacc.guard import ROUNDS_ON_GPU, Guard
 from tiacc.passes.base import Pass, PassContext, PassResult
+from tiacc.samples import resolve_inputs
 
 Tensors = list[torch.Tensor]
 Run = Callable[[Sequence[torch.Tensor]], Tensors]
@@ -321,3 +323,27 @@ def test_a_stale_result_among_calls_of_different_shapes_is_found(monkeypatch: py
     model = torch.jit.script(Pooled(99).eval())
     _, report = tiacc.optimize(model, 0, 1, [{"range": ["1*3*6*6", "4*3*20*20"]}], backend="faulty", timing_seconds=0.05)
     assert not report.segments, "stale results were reported as fine"
+
+
+class Late(nn.Module):
+    """Right in its first calls, as an engine may be that replays a graph of its kernels from the third on."""
+
+    def __init__(self, right: int) -> None:
+        super().__init__()
+        self.right = right
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x * 2 if int(self.calls) <= self.right else x * 3
+
+
+@pytest.mark.parametrize(("right", "error"), [(1, 0.5), (2, 0.5), (3, 0.0)])
+def test_calls_after_the_first_are_compared_too(right: int, error: float) -> None:
+    model = torch.jit.trace(lambda x: x * 2, (torch.ones(3),))
+    checks = Guard(model, resolve_inputs(None, [(torch.randn(3),)], 0), torch.device("cpu"), measure.Judge())
+    checks._rounds = ROUNDS_ON_GPU
+    checks.run_references()
+    checks._variation = None
+    assert checks.calls_before(checks.data[0]) == 3
+    assert checks.compare(torch.jit.script(Late(right))).error == pytest.approx(error)

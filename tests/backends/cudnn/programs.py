@@ -29,8 +29,9 @@ def run(program: Program, inputs: Sequence[torch.Tensor], compute: Callable[[Ste
     return executable.results()
 
 
-def planned(gm: fx.GraphModule) -> Program:
-    return plan(gm)
+def planned(gm: fx.GraphModule, *, tf32: bool = False) -> Program:
+    """Return the program of a graph; torch on the CPU, which it is compared with, knows no TensorFloat-32."""
+    return plan(gm, (tf32, tf32))
 
 
 def error(got: torch.Tensor, wanted: torch.Tensor) -> float:

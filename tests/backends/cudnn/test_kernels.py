@@ -84,6 +84,31 @@ def test_every_tactic_of_every_step(level: int) -> None:
     assert {"conv7x7+add+relu", "depthwise3x3+add+hardswish", "deconv4x4+add+leaky_relu", "conv3x3+add+gelu", "mean", "max"} <= set(seen)
 
 
+def nearest_tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the nearest numbers with 10 bits behind the point, in float64."""
+    mantissa, exponent = torch.frexp(tensor.double())
+    return torch.ldexp((mantissa.abs() * 2048 + 0.5).floor().copysign(mantissa), exponent - 11)
+
+
+def test_operands_are_rounded_to_tensorfloat_32() -> None:
+    """Tensor cores cut numbers off, which makes every sum too small; here both operands are numbers that they read whole."""
+    gm = block(channels=24)
+    inputs = random_inputs(gm)
+
+    def compute(step, read) -> None:
+        eager.compute(step, read)
+        wanted = torch.nn.functional.conv2d(nearest_tf32(read(step.x)), nearest_tf32(read(step.weight)), None, 1, 1)
+        wanted = evaluate(step.body, [wanted.float(), *(read(ref) for ref in step.operands)])
+        assert error(wanted, read(step.out)) > 1e-5
+        for tile in SMALL_TILES:
+            Bench(read, {}, CPU).bind(step, f"triton:{tile}")()
+            assert error(read(step.out).clone(), wanted) < 1e-6
+
+    run(planned(gm, tf32=True), inputs, compute)
+    found = products.rounded(torch.tensor([float("nan"), float("inf"), -float("inf"), 1 + 2**-11, -1 - 2**-12, 0.0]))
+    assert found.tolist()[1:] == [float("inf"), -float("inf"), 1 + 2**-10, -1.0, 0.0] and found[0].isnan()
+
+
 def test_counters_of_split_sums_are_cleared() -> None:
     gm = block(channels=24)
 

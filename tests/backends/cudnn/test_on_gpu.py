@@ -6,6 +6,8 @@ import threading
 
 import pytest
 import torch
+from torch import nn
+from torchvision.models.resnet import Bottleneck
 
 from tests.backends.cudnn.models import subgraph
 from tests.backends.cudnn.programs import error
@@ -40,6 +42,22 @@ def test_fresh_data_at_each_replay(built) -> None:
     engine, model = built
     for seed in range(5):
         agree(engine, model, torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).cuda())
+
+
+def test_kernels_wait_for_what_they_read() -> None:
+    """The shortcut of a stage of ResNet-50 in TensorFloat-32, which one plan of cuDNN reads before it is written."""
+    torch.manual_seed(0)
+    shape = (32, 1024, 14, 14)
+    shortcut = nn.Sequential(nn.Conv2d(1024, 2048, 1, 2, bias=False), nn.BatchNorm2d(2048))
+    model = nn.Sequential(Bottleneck(1024, 512, 2, shortcut), Bottleneck(2048, 512)).eval()
+    gm = subgraph(model, [torch.randn(shape)], 0)
+    spec, out = TensorSpec(shape, torch.float32), TensorSpec((32, 2048, 7, 7), torch.float32)
+    engine = CudnnBackend().build(gm, BuildSpec((spec,), (out,), torch.device("cuda"), (Profile((shape,), (shape,), (shape,)),)))
+    model = model.cuda()
+    for seed in range(5):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).cuda()
+        with torch.no_grad():
+            assert error(engine.run([x])[0], model(x)) < 2e-3
 
 
 def test_a_loaded_engine_tunes_nothing(built) -> None:
@@ -106,3 +124,16 @@ def test_memory_is_given_back(built) -> None:
         torch.cuda.empty_cache()
         free.append(torch.cuda.mem_get_info()[0])
     assert free[2] - free[-1] < 8 << 20
+
+
+def test_memory_is_flat_over_2000_runs(built) -> None:
+    engine, _ = built
+    x = torch.randn(SHAPE).cuda()
+    used = []
+    for _ in range(4):
+        for _ in range(500):
+            engine.run([x])
+        torch.cuda.synchronize()
+        used.append((torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]))
+    assert used[0][0] == used[-1][0]
+    assert used[0][1] - used[-1][1] < 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import threading
 from collections import OrderedDict
@@ -14,16 +15,19 @@ import torch
 from torch import fx
 
 from tiacc.backends.base import Profile
-from tiacc.backends.cudnn import kernels, library
+from tiacc.backends.cudnn import kernels, library, racing
 from tiacc.backends.cudnn.executable import Executable, Packed
+from tiacc.backends.cudnn.naming import key_of, title
 from tiacc.backends.cudnn.planner import plan
 from tiacc.backends.cudnn.program import Program
 from tiacc.backends.cudnn.tactics import TacticCache, choose, microseconds, overlapping
-from tiacc.errors import BackendUnavailableError, EngineFormatError
+from tiacc.errors import BackendUnavailableError, BuildError, EngineFormatError
 from tiacc.graph import archive, specs, torch_compat
 from tiacc.graph.types import TensorSpec
 from tiacc.runtime import buffers
 from tiacc.runtime.blob import spec_from_json, spec_to_json
+
+_log = logging.getLogger(__name__)
 
 MAGIC = b"TIACCDN\x00"
 VERSION = 1
@@ -95,7 +99,26 @@ class CudnnEngine:
             chosen = choose(executable.program, executable.bench, cache, seconds)
             choices = [chosen, *(overlapping(executable.program, chosen, cache) if kernels.may_overlap(device) and seconds else ())]
             self.tactics.update(min(choices, key=lambda choice: _whole(executable, choice, inputs)) if len(choices) > 1 else chosen)
+            self._settle(executable, inputs, cache)
+
+    def _settle(self, executable: Executable, inputs: Sequence[torch.Tensor], cache: TacticCache) -> None:
+        """Bind a program, with other tactics for steps that do not wait for what they read.
+
+        Raises:
+            BuildError: A step has no other.
+        """
+        while True:
             executable.bind(self.tactics)
+            wrong = racing.first_wrong(executable, inputs)
+            if wrong is None:
+                return cache.save()
+            step = executable.program.steps[wrong]
+            tactic = self.tactics[key_of(step)]
+            _log.info("%s by %s does not wait for the step before it", title(step), tactic)
+            other = cache.drop(step, tactic)
+            if other is None:
+                raise BuildError(f"{title(step)} gives other results in a graph than by itself, by whatever tactic")
+            self.tactics[key_of(step)] = other
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the outputs on the caller's current stream, without waiting for the device.

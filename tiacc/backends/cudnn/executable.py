@@ -11,7 +11,7 @@ import torch
 from tiacc.backends.cudnn import border, eager, memory_plan
 from tiacc.backends.cudnn.launch import Bench, Call, TritonCall
 from tiacc.backends.cudnn.naming import key_of
-from tiacc.backends.cudnn.program import CONSTANT, Buffer, Program, Ref
+from tiacc.backends.cudnn.program import CONSTANT, Buffer, ConvStep, Program, Ref, Step, TorchStep
 from tiacc.graph import torch_compat
 from tiacc.runtime import buffers
 
@@ -83,6 +83,8 @@ class Executable:
             if isinstance(call, TritonCall):
                 # libraries launch their kernels by rules of their own
                 call.overlap(waits=place > 0 and own[place - 1], triggers=place + 1 < len(own) and own[place + 1])
+            elif place > 0 and not own[place - 1] and adds_result_of(self.program.steps[place - 1], self.program.steps[place]):
+                self.calls[place] = self.bench.fenced(call)
 
     def fill(self, inputs: Sequence[torch.Tensor], stream: int | None = None) -> None:
         """Bring the inputs into their buffers, converted and laid out.
@@ -106,12 +108,26 @@ class Executable:
 
     def capture(self) -> None:
         """Record the steps as a CUDA graph; they have run at least once."""
+        self._graph = self.recorded(len(self.calls))
+
+    def recorded(self, count: int) -> torch.cuda.CUDAGraph:
+        """Return the first steps as a CUDA graph; they have run at least once."""
         stream = torch.cuda.Stream(self.device)
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            self.steps()
-        self._graph = graph
+            for call in self.calls[:count]:
+                call()
+        return graph
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def poison(self) -> None:
+        """Fill all buffers but the constants with what is no number."""
+        self._bytes.fill_(0xFF)
 
     @property
     def is_captured(self) -> bool:
@@ -149,6 +165,12 @@ class Executable:
         """Return copies of the outputs, in the types of the graph; `stream` as for `fill`."""
         stream = self._stream() if stream is None else stream
         return [exit.bring_out(stream) for exit in self._exits]
+
+
+def adds_result_of(before: Step, step: Step) -> bool:
+    """Return whether a convolution adds, to its sums, what the step before it has just written."""
+    written = {ref.buffer for ref in (before.outs if isinstance(before, TorchStep) else (before.out,))}
+    return isinstance(step, ConvStep) and any(ref.buffer in written for ref in step.operands)
 
 
 def run_eagerly(program: Program, inputs: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

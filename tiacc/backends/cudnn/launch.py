@@ -86,6 +86,16 @@ class Bench:
             raise BuildError(f"the tactic {tactic} failed: {error}") from error
         raise BuildError(f"there is no tactic {tactic!r}; delete the tactic cache, or optimize the model again")
 
+    def fenced(self, call: Call) -> Call:
+        """Return a call that begins when all before it is done, which `racing` says the need of: memory is cleared between the two."""
+        mark = self._counters[:1]  # cleared already
+
+        def run() -> None:
+            mark.zero_()
+            call()
+
+        return run
+
     def graph(self, step: ConvStep) -> FusedGraph | None:
         """Return the cuDNN graph of a step; None where it has none."""
         known = self._graphs.get(id(step))
@@ -102,20 +112,21 @@ class Bench:
 
     def weight(self, step: ConvStep) -> torch.Tensor:
         """Return the weight of a convolution as its kernels read it: ``(K, R, S, C)``, or ``(R, S, K)`` of a depthwise one."""
-        layout = "depthwise" if step.is_depthwise else "taps"
-        key = (step.weight.buffer.name, layout)
-        if key not in self._packed:
-            source = self.read(step.weight)
-            packed = source.permute(2, 3, 0, 1) if layout == "depthwise" else source.permute(0, 2, 3, 1)
-            self._packed[key] = packed.contiguous()
-        return self._packed[key]
+        if step.is_depthwise:
+            return self._pack(step, "depthwise", lambda weight: weight.permute(2, 3, 0, 1).contiguous())
+        return self._pack(step, "taps", lambda weight: weight.permute(0, 2, 3, 1).contiguous())
 
     def _product_weight(self, step: ConvStep) -> torch.Tensor:
         if not step.transposed:
             return self.weight(step)
-        key = (step.weight.buffer.name, "parity")
+        return self._pack(step, "parity", lambda weight: products.parity_weight(weight, step.stride, step.padding))
+
+    def _pack(self, step: ConvStep, layout: str, pack: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        is_rounded = step.is_rounded and not step.is_depthwise  # those are computed without tensor cores
+        key = (step.weight.buffer.name, f"{layout} in TensorFloat-32" if is_rounded else layout)
         if key not in self._packed:
-            self._packed[key] = products.parity_weight(self.read(step.weight), step.stride, step.padding)
+            packed = pack(self.read(step.weight))
+            self._packed[key] = products.rounded(packed) if is_rounded else packed
         return self._packed[key]
 
     def forget(self) -> None:

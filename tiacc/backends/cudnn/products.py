@@ -184,7 +184,8 @@ def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
     It is one loop, whatever it runs over: Triton asks for what the next rounds read while a round is computed, and does so for the
     rounds of the innermost loop alone.
     """
-    dot = f"acc = tl.dot(a, b, acc, input_precision={repr('tf32') if step.tf32 else repr('ieee')})"
+    dot = f"acc = tl.dot(a, b, acc, input_precision={repr('tf32') if step.is_rounded else repr('ieee')})"
+    multiply = [*_ROUNDED, dot] if step.is_rounded else [dot]
     deep = " & (kk < K)[None, :]" if shape.deep % tile.deep else ""
     filters = _masked(
         "filters + {0}[:, None]",
@@ -198,7 +199,7 @@ def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
             "kk = index * BK + k",
             f"a = {_masked('pixels + kk[None, :]', reach, deep.removeprefix(' & '))}",
             f"b = {filters.format('kk')}",
-            dot,
+            *multiply,
         ]
     elif shape.is_narrow:
         inner = [
@@ -208,7 +209,7 @@ def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
             f"valid = inside[:, None] & (column >= 0) & (column < W * {step.x.shape[1]}){deep.replace('kk', 'k')}",
             "a = tl.load((base + h * XH)[:, None] + k[None, :], mask=valid, other=0.0)",
             f"b = {filters.replace('kk', 'k').format('(index * K + k)')}",
-            dot,
+            *multiply,
         ]
     else:
         blocks = -(-shape.deep // tile.deep)
@@ -221,7 +222,7 @@ def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
             "inside = mmask & (h >= 0) & (h < H) & (w >= 0) & (w < W)",
             f"a = tl.load((base + h * XH + w * XW)[:, None] + kk[None, :], mask=inside[:, None]{deep}, other=0.0)",
             f"b = {filters.format('(tap * K + kk)')}",
-            dot,
+            *multiply,
         ]
     rounds = "tl.cdiv(K, BK)" if shape.is_point else str(count if shape.is_narrow else count * -(-shape.deep // tile.deep))
     if tile.split == 1:
@@ -232,6 +233,20 @@ def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
         f"for index in range(part * each, tl.minimum((part + 1) * each, {rounds})):",
         *(f"    {line}" for line in inner),
     ]
+
+
+_ROUNDED = (
+    "bits = (a.to(tl.int32, bitcast=True) + 0x1000) & -0x2000",
+    "a = tl.where(a == a, bits.to(tl.float32, bitcast=True), a)",
+)
+"""Rounds pixels to TensorFloat-32, to nearest: tensor cores cut off the bits that they do not read, so that every sum would be too small.
+The weight is rounded beforehand; see `rounded`."""
+
+
+def rounded(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a float32 tensor rounded to TensorFloat-32, ties away from zero; what is no number stays."""
+    bits = (tensor.view(torch.int32) + 0x1000) & -0x2000
+    return torch.where(tensor.isnan(), tensor, bits.view(torch.float32))
 
 
 def _masked(place: str, *masks: str) -> str:

@@ -168,6 +168,11 @@ class ConvStep:
         sizes = zip(self.x.shape[2:], self.padding, self.dilation, self.weight.shape[2:], self.stride, self.out.shape[2:])
         return any((size + 2 * pad - dilation * (taps - 1) - 1) // stride + 1 != out for size, pad, dilation, taps, stride, out in sizes)
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether its operands are rounded to TensorFloat-32."""
+        return self.tf32 and self.x.dtype == torch.float32
+
     def flops(self) -> int:
         """Return its floating-point operations, two a multiplication and addition."""
         taps = math.prod(self.weight.shape[1:])

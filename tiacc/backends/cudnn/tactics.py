@@ -23,7 +23,7 @@ from tiacc.errors import BuildError
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 REPEATS = 10
 """How often a step is launched in the graph that times it."""
 
@@ -63,6 +63,17 @@ class TacticCache:
             "others": {name: round(time, 3) for time, name in sorted(timed) if name != tactic},
         }
         return tactic
+
+    def drop(self, step: Step, tactic: str) -> str | None:
+        """Forget a tactic that is wrong in its place, and return the best of the others; None if there is none."""
+        entry = self._known.pop(key_of(step), {})
+        timed = dict(entry.get("others", {}))
+        if entry.get("tactic") != tactic and "tactic" in entry:
+            timed[entry["tactic"]] = entry["microseconds"]
+        timed.pop(tactic, None)
+        if timed:
+            return self.add(step, [(time, name) for name, time in timed.items()])
+        return TORCH if tactic != TORCH else None
 
     def own(self, step: Step, slack: float) -> str | None:
         """Return the fastest tactic of a step that is a kernel of ours, if it takes at most so many microseconds more than the best."""
