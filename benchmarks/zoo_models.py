@@ -18,6 +18,7 @@ Make = Callable[[], tuple[nn.Module, tuple[Any, ...]]]
 FIXED_224 = ("vit_", "swin", "maxvit")
 """What the names of torchvision's models begin with that take images of 224 x 224 alone."""
 
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
@@ -44,6 +45,9 @@ tresnet_m twins_svt_small vgg11 visformer_tiny vit_tiny_patch16_224 vitamin_smal
 xception41p xcit_nano_12_p8_224
 """)
 """A small model of each of timm's families."""
+
+FEW_BLOCKS = ("aimv2_large_patch14_224", "deepseek_vit_412m", "gemma4_vit_167m", "qwen3_vit_88m")
+"""Those of them that are made with four blocks: their smallest model is large."""
 
 TEXT = _names("""
 albert bart bert bert-generation big_bird biogpt blenderbot-small bloom camembert canine codegen cohere convbert ctrl data2vec-text deberta
@@ -87,7 +91,7 @@ def torchvision_models() -> Iterator[tuple[str, Make]]:
         options = {"weights": None, "weights_backbone": None}
         yield f"torchvision/{name}", lambda name=name, options=options: (zoo.get_model(name, **options), (image(64, 1, 3),))
     for name in zoo.list_models(module=zoo.video):
-        frames, size = (16, 224) if name.startswith(("mvit", "swin")) else (8, 64)
+        frames, size = (16, 224) if name.startswith(("mvit", "s3d", "swin")) else (8, 64)
         data = lambda frames=frames, size=size: (image(size, 1, 3, frames),)  # noqa: E731
         yield f"torchvision/{name}", lambda name=name, data=data: (zoo.get_model(name, weights=None), data())
     for name in zoo.list_models(module=zoo.quantization):
@@ -142,8 +146,8 @@ def timm_models() -> Iterator[tuple[str, Make]]:
 def _timm(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     import timm
 
-    model = timm.create_model(name, pretrained=False)
-    needs_own_size = model.pretrained_cfg.get("fixed_input_size", False) or name.startswith(("inception", "halonet"))
+    model = timm.create_model(name, pretrained=False, **({"depth": 4} if name in FEW_BLOCKS else {}))
+    needs_own_size = model.pretrained_cfg.get("fixed_input_size", False) or name.startswith(("bat_", "inception", "halonet"))
     return model, (image(model.pretrained_cfg["input_size"][-1] if needs_own_size else 64, 1, 3),)
 
 

@@ -337,3 +337,20 @@ def test_a_traced_addition_to_a_part_is_imported() -> None:
     assert len(result.regions) == 1 and not result.left
     x = torch.randn(3, 4)
     assert_same(outcome(traced, (x,)), outcome(write_back(result), (x,)))
+
+
+class WrittenThroughListOfViews(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x.relu() * 2
+        first, _ = torch.broadcast_tensors([y, y + 1])
+        first.add_(1)
+        z = x.sigmoid()
+        torch.atleast_2d([z])[0].mul_(3)
+        return y.exp(), z.exp()
+
+
+def test_views_of_the_members_of_a_list_share_their_memory() -> None:
+    scripted = torch.jit.script(WrittenThroughListOfViews())
+    args = (torch.randn(3, 4),)
+    loaded = write_back(import_module(copy.deepcopy(scripted), [abstract(args[0])]))
+    assert_same(outcome(scripted, args), outcome(loaded, args))

@@ -238,7 +238,7 @@ class _Importer:
         elif result is not None and self.knowledge.samples.contradicts(overload, args, kwargs, result) is None:
             results = result if isinstance(result, tuple) else (result,)
             for value, item in zip(node.outputs(), results):
-                if isinstance(item, torch.Tensor):
+                if isinstance(item, torch.Tensor) and torch_compat.is_fake(item):
                     self.knowledge.learn(value, item)
 
     def _close_region(self, path: str) -> None:

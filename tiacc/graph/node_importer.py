@@ -152,6 +152,8 @@ class NodeImporter(NumberImporter):
         if overload is None:
             raise CannotImportError("it is not an operator that the importer knows")
         overload = usual(overload)
+        if overload is aten.repeat_interleave.self_Tensor and isinstance(args[1], NumberTensor):  # one number for all
+            overload, args[1] = aten.repeat_interleave.self_int, args[1].number
         if any(isinstance(arg, fx.Node) for arg in args) and not has_tensors(args) and not torch_compat.makes_tensors(overload):
             raise CannotImportError("it computes with a size that varies in a way that the importer does not know")
         if torch_compat.is_random(overload, args):
@@ -166,8 +168,12 @@ class NodeImporter(NumberImporter):
         values = [self.builder.lower(arg) for arg in args]
         positional, keywords = torch_compat.bind(overload, values)
         call = self.builder.call(overload, *positional, **keywords)
-        bases = [arg for arg in args if isinstance(arg, TensorRef)]
-        lowered = [new for new, arg in zip(values, args) if isinstance(arg, TensorRef)]
+        pairs = [pair for new, arg in zip(values, args) for pair in (zip(arg, new) if isinstance(arg, list) else [(arg, new)])]
+        bases = [arg for arg, _ in pairs if isinstance(arg, TensorRef)]
+        lowered = [new for arg, new in pairs if isinstance(arg, TensorRef)]
+        numbers = [arg for arg, _ in pairs if isinstance(arg, NumberTensor)] if torch_compat.may_alias(overload) else []
+        for number in numbers:
+            number.has_views = True
         value = call.meta["val"]
         if isinstance(value, torch.Tensor):
             for base, argument in zip(bases, lowered):
@@ -177,23 +183,29 @@ class NodeImporter(NumberImporter):
                     if base is not args[0]:
                         return [part_of(base, call)]
                     return [view_of(base, call, overload, positional[1:], keywords)]
-            return [whole(call)]
+            return [self._alone(call, numbers)]
         if isinstance(value, (list, tuple)):
             parts = [self.builder.call(operator.getitem, call, index) for index in range(len(value))]
             returns_list = len(list(node.outputs())) == 1
             if overload in _SPLITS and bases:
                 refs = pieces(overload, bases[0], parts, _dim_of(overload, positional, keywords))
             else:
-                refs = [self._result(part, bases) for part in parts]
+                refs = [self._result(part, bases, numbers) for part in parts]
             return [self.builder.own(refs)] if returns_list else list(refs)
         if isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)):
             return [call if not isinstance(value, (int, float, bool)) else value]
         raise CannotImportError(f"its result is a {type(value).__name__}")
 
-    def _result(self, part: fx.Node, bases: Sequence[TensorRef]) -> TensorRef:
+    def _result(self, part: fx.Node, bases: Sequence[TensorRef], numbers: Sequence[NumberTensor]) -> TensorRef:
         """Return the ref of one of several results."""
         base = next((base for base in bases if torch_compat.shares_memory(part.meta["val"], base.value)), None)
-        return whole(part) if base is None else part_of(base, part)
+        return self._alone(part, numbers) if base is None else part_of(base, part)
+
+    def _alone(self, node: fx.Node, numbers: Sequence[NumberTensor]) -> TensorRef:
+        """Return the ref of a result that is a view of no tensor, unless it is one of `numbers`: it cannot be written into then."""
+        ref = whole(node)
+        ref.storage.has_lasting_parts = bool(numbers)
+        return ref
 
     def _import_write(
         self, node: torch_compat.Node, overload: torch._ops.OpOverload, args: list[Any], written: tuple[int, ...]

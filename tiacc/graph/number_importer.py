@@ -67,14 +67,31 @@ class NumberImporter:
     def _import_number_tensor(self, node: torch_compat.Node, kind: str, args: list[Any]) -> Any:
         """Compute on the numbers behind 0-d tensors, where the operator is integer arithmetic; `UNKNOWN` otherwise."""
         numbers = [arg.number if isinstance(arg, NumberTensor) else self._number_behind(arg) for arg in args]
+        overload = torch_compat.overload_of(node)
+        if overload is not None and torch_compat.written_arguments(overload):
+            return self._write_number(overload, kind, args, numbers)
         if kind in {"aten::Int", "aten::ScalarImplicit", "aten::IntImplicit", "aten::item", "aten::FloatImplicit", "aten::Float"}:
             wanted = "aten::Float" if kind in {"aten::Float", "aten::FloatImplicit"} else "aten::Int"
             number = numbers[0]
             if wanted == "aten::Float" or not _is_integer(number):
                 return self._scalar(wanted, [number])
             return number
+        return self._compute_number(overload, kind, args, numbers)
+
+    def _write_number(self, overload: torch._ops.OpOverload, kind: str, args: list[Any], numbers: list[Any]) -> Any:
+        """Compute an in-place operator on a 0-d tensor that stands for a number; `UNKNOWN` where that is not possible."""
+        target, twin = args[0], torch_compat.functional_twin(overload)
+        if not isinstance(target, NumberTensor) or target.has_views or twin is None or torch_compat.written_arguments(overload) != (0,):
+            return UNKNOWN
+        result = self._compute_number(twin, kind.removesuffix("_"), args, numbers)
+        if not isinstance(result, NumberTensor) or result.dtype != target.dtype:
+            return UNKNOWN
+        self.builder.write_number(target, result.number)
+        return target
+
+    def _compute_number(self, overload: torch._ops.OpOverload | None, kind: str, args: list[Any], numbers: list[Any]) -> Any:
         if all(isinstance(number, (int, float, str)) or number is None for number in numbers):
-            return self._evaluate_number_tensor(node, args)
+            return UNKNOWN if overload is None else self._evaluate_number_tensor(overload, args)
         if kind == "aten::rsub" and len(numbers) == 3:
             kind, numbers = "aten::sub", [numbers[1], numbers[0], numbers[2]]
         if kind in {"aten::add", "aten::sub"} and len(numbers) == 3 and numbers.pop() != 1:
@@ -89,18 +106,22 @@ class NumberImporter:
             return UNKNOWN
         return NumberTensor(self._scalar("aten::floordiv" if kind == "aten::floor_divide" else kind, numbers), torch.int64)
 
-    def _evaluate_number_tensor(self, node: torch_compat.Node, args: list[Any]) -> Any:
+    def _evaluate_number_tensor(self, overload: torch._ops.OpOverload, args: list[Any]) -> Any:
         """Compute an operator on 0-d tensors whose numbers are all known, as torch does; `UNKNOWN` where that gives none."""
-        overload = torch_compat.overload_of(node)
-        if overload is None or torch_compat.written_arguments(overload):
+        if torch_compat.is_random(overload, args):
             return UNKNOWN
         tensors = [torch.tensor(arg.number, dtype=arg.dtype) if isinstance(arg, NumberTensor) else arg for arg in args]
         tensors = [self.builder.constant_behind(arg) if isinstance(arg, TensorRef) else arg for arg in tensors]
         positional, keywords = torch_compat.bind(overload, tensors)
         result = self._evaluate(lambda: overload(*positional, **keywords), [])
-        if isinstance(result, torch.Tensor) and not result.dim() and not result.is_complex():
-            return NumberTensor(result.item(), result.dtype)
-        return result if isinstance(result, (int, float, bool)) else UNKNOWN
+        if not isinstance(result, torch.Tensor):
+            return result if isinstance(result, (int, float, bool)) else UNKNOWN
+        if result.dim() or result.is_complex():
+            return UNKNOWN
+        for arg, tensor in zip(args, tensors):
+            if isinstance(tensor, torch.Tensor) and torch_compat.shares_memory(result, tensor):
+                return arg if isinstance(arg, NumberTensor) and arg.dtype == result.dtype else UNKNOWN
+        return NumberTensor(result.item(), result.dtype)
 
     def _number_behind(self, item: Any) -> Any:
         """Return the integer that a constant 0-d tensor holds; anything else as it is."""

@@ -26,12 +26,19 @@ _MARK = "tiacc_region"
 NOT_KNOWN = "the type of one of its inputs is not known before the model runs"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class NumberTensor:
-    """A 0-d tensor made of a number, as traced code makes of a size before it computes with it."""
+    """A 0-d tensor made of a number, as traced code makes of a size before it computes with it.
+
+    Attributes:
+        number: What it holds now: a number, or an fx node for one that depends on sizes.
+        dtype: Its element type.
+        has_views: Whether another tensor may share its memory, so that neither can be written into here.
+    """
 
     number: Any
     dtype: torch.dtype
+    has_views: bool = False
 
 
 @dataclass
@@ -282,6 +289,16 @@ class RegionBuilder:
             storage.node, storage.version = node, version
 
         self._undo.append(undo)
+
+    def write_number(self, tensor: NumberTensor, number: Any) -> None:
+        """Replace what a 0-d tensor holds."""
+        before = tensor.number
+
+        def undo() -> None:
+            tensor.number = before
+
+        self._undo.append(undo)
+        tensor.number = number
 
     def note_change(self, container: Any) -> None:
         """Note that a list or dict is about to be changed."""
