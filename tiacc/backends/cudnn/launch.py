@@ -40,7 +40,7 @@ class Bench:
         self.device = device
         self._packed = packed
         self._graphs: dict[int, tuple[Step, FusedGraph | None]] = {}
-        self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
+        self._workspaces = [torch.empty(0, dtype=torch.uint8, device=device) for _ in range(2)]
         self._partial = torch.empty(0, device=device)
         self._counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
@@ -169,9 +169,10 @@ class Bench:
         if graph is None:
             raise BuildError("cuDNN has no graph for this step")
         size = graph.build(plan)
-        if size > self._workspace.numel():
-            self._workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
-        workspace = self._workspace
+        self._workspaces.reverse()  # a kernel of cuDNN may begin while the one before it ends: neighbours do not share scratch memory
+        if size > self._workspaces[0].numel():
+            self._workspaces[0] = torch.empty(size, dtype=torch.uint8, device=self.device)
+        workspace = self._workspaces[0]
         return lambda: graph.run(plan, workspace)
 
     def _bind_triton(self, step: Step, numbers: list[int]) -> Call:
