@@ -223,7 +223,7 @@ class NodeImporter(NumberImporter):
         twin = torch_compat.functional_twin(overload)
         lowered = [before, *(self.builder.lower(arg) for arg in args[1:])]
         if overload is aten.copy_.default:
-            new = lowered[1]
+            new = self.builder.call(aten.clone.default, self._fit(lowered[1], before))
         elif twin is None:
             raise CannotImportError("it writes in place and has no functional form")
         else:

@@ -64,7 +64,7 @@ class TensorRef:
         storage: The memory it lives in.
         parent: What it is a view of; None when it is the whole storage.
         view: The function that makes it from its parent, with the arguments after the first.
-        node: The node of its contents at `version`.
+        node: The node of the contents at `version`; None when it is the whole storage, which has it.
         version: The version of the storage when `node` was made.
         layout: Where in the memory of its parent a view lies: the fake tensor that it was made as.
     """
@@ -99,20 +99,19 @@ class TensorRef:
         if self.storage.has_lasting_parts:
             raise CannotImportError("it writes into a tensor of which a part is a view that the importer cannot make again")
         if self.parent is None:
-            self.storage.node = new
+            self.storage.node = _laid_out_as(self.storage.node, new, call)
             self.storage.version = next(_versions)
-        else:
-            assert self.view is not None
-            target, args, kwargs = self.view
-            base = self.parent.read(call)
-            self.parent.write(scatter(target, base, new, args, kwargs, call), call)
-        self.node = new
-        self.version = self.storage.version
+            return
+        assert self.view is not None
+        target, args, kwargs = self.view
+        base = self.parent.read(call)
+        self.parent.write(scatter(target, base, new, args, kwargs, call), call)
+        self.node, self.version = new, self.storage.version
 
 
 def whole(node: fx.Node, *, is_external: bool = False) -> TensorRef:
     """Return the ref of a tensor that owns its memory."""
-    return TensorRef(Storage(node, is_external), node=node)
+    return TensorRef(Storage(node, is_external))
 
 
 def view_of(parent: TensorRef, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TensorRef:
@@ -138,6 +137,18 @@ def overlaps(one: TensorRef, other: TensorRef) -> bool:
     ends_meet = torch_compat.same_size(begin, other_begin) and torch_compat.same_size(end, other_end)
     is_whole = ends_meet and first.dim() == second.dim()
     return not is_whole and first.is_contiguous() and second.is_contiguous()
+
+
+def _laid_out_as(old: fx.Node, new: fx.Node, call: Call) -> fx.Node:
+    """Return `new` with the strides of `old`, which a write does not change: a ``view`` may need them."""
+    wanted, value = old.meta["val"], new.meta["val"]
+    if all(map(torch_compat.same_size, wanted.stride(), value.stride())):
+        return new
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        if wanted.is_contiguous(memory_format=memory_format):
+            is_so_too = value.is_contiguous(memory_format=memory_format)  # strides of dimensions of size 1 do not count
+            return new if is_so_too else call(aten.clone.default, new, memory_format=memory_format)
+    raise CannotImportError("it writes into a tensor whose layout would change if it were made anew")
 
 
 def scatter(target: Any, base: fx.Node, new: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> fx.Node:
