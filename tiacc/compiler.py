@@ -343,20 +343,11 @@ def _build(
 
 def _profile(inputs: Sequence[fx.Node], symbols: dict[str, str], sizes: dict[str, tuple[int, int, int]]) -> Profile:
     """Return the shapes of a segment's inputs when the model's own inputs have the sizes of a profile."""
-    shapes: list[tuple[tuple[int, ...], ...]] = []
-    for place in range(3):
-        values = {symbol: sizes[name][place] for symbol, name in symbols.items()}
-        shapes.append(
-            tuple(tuple(torch_compat.evaluate_size(size, values) for size in specs.tensor_of(node).shape) for node in inputs)
-        )
-    low, opt, high = shapes
-    return Profile(_elementwise(min, low, high), opt, _elementwise(max, low, high))
-
-
-def _elementwise(
-    choose: Callable[[int, int], int], first: tuple[tuple[int, ...], ...], second: tuple[tuple[int, ...], ...]
-) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(map(choose, one, other)) for one, other in zip(first, second))
+    shapes = [specs.tensor_of(node).shape for node in inputs]
+    usual = {symbol: sizes[name][1] for symbol, name in symbols.items()}
+    ranges = {symbol: (sizes[name][0], sizes[name][2]) for symbol, name in symbols.items()}
+    low, high = (tuple(tuple(torch_compat.size_range(size, ranges)[end] for size in shape) for shape in shapes) for end in (0, 1))
+    return Profile(low, tuple(tuple(torch_compat.evaluate_size(size, usual) for size in shape) for shape in shapes), high)
 
 
 def _dtypes(segment: partitioner.Segment) -> dict[torch.dtype, int]:

@@ -58,4 +58,6 @@ from tiacc.graph.torch_compat.symbols import new_symbol as new_symbol
 from tiacc.graph.torch_compat.symbols import replaced_symbols as replaced_symbols
 from tiacc.graph.torch_compat.symbols import same_size as same_size
 from tiacc.graph.torch_compat.symbols import sample_sizes as sample_sizes
+from tiacc.graph.torch_compat.symbols import size_range as size_range
 from tiacc.graph.torch_compat.symbols import symbol_bounds as symbol_bounds
+from tiacc.graph.torch_compat.symbols import without_data as without_data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sympy
@@ -29,6 +30,9 @@ _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 UNBOUNDED = 2**31 - 1
 """The largest size that a dimension without an upper bound is taken to have."""
+
+
+_MOST_SIZES_TRIED = 1024
 
 
 class _Declared(NamedTuple):
@@ -72,11 +76,15 @@ def symbol_bounds(size: torch.SymInt) -> SymbolBounds:
     node: Any = size.node
     expression = node.expr
     bounds = bound_sympy(expression, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
-    low = max(0, int(bounds.lower)) if bounds.lower.is_finite else 0
-    high = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < UNBOUNDED else UNBOUNDED
+    low, high = _size_limits(bounds)
     opts = {symbol: declared.opt for symbol, declared in _declared(node.shape_env).items()}
     opt = expression.subs(opts)
     return SymbolBounds(str(expression), low, int(opt) if opt.is_number else int(node.hint), high)
+
+
+def _size_limits(bounds: Any) -> tuple[int, int]:
+    low = max(0, int(bounds.lower)) if bounds.lower.is_finite else 0
+    return low, int(bounds.upper) if bounds.upper.is_finite and bounds.upper < UNBOUNDED else UNBOUNDED
 
 
 def limits_of(number: int | torch.SymInt) -> tuple[int, int]:
@@ -95,6 +103,30 @@ def evaluate_size(size: int | torch.SymInt, symbols: dict[str, int]) -> int:
         return size
     expression = size.node.expr
     return int(expression.subs({symbol: symbols[str(symbol)] for symbol in expression.free_symbols}))
+
+
+def size_range(size: int | torch.SymInt, ranges: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """Return the smallest and the largest number that a symbolic size is while the symbols of its expression are in the given ranges.
+
+    It need not be at the ends of these that it is so: ``n % 3``. Where it is costly to tell, the range is a wider one.
+    """
+    if isinstance(size, int):
+        return size, size
+    expression = size.node.expr
+    return _range_of(expression, tuple((symbol, ranges[str(symbol)]) for symbol in sorted(expression.free_symbols, key=str)))
+
+
+@lru_cache(maxsize=4096)
+def _range_of(expression: sympy.Expr, ranges: tuple[tuple[sympy.Symbol, tuple[int, int]], ...]) -> tuple[int, int]:
+    bounds = bound_sympy(expression, {symbol: ValueRanges(*limits) for symbol, limits in ranges})
+    if {bounds.lower, bounds.upper} == {expression.subs({symbol: limits[end] for symbol, limits in ranges}) for end in (0, 1)}:
+        return int(bounds.lower), int(bounds.upper)
+    if len(ranges) == 1:
+        ((symbol, (low, high)),) = ranges
+        if high - low < _MOST_SIZES_TRIED:
+            numbers = [int(expression.subs(symbol, number)) for number in range(low, high + 1)]
+            return min(numbers), max(numbers)
+    return _size_limits(bounds)
 
 
 def evaluate_number(number: Any, symbols: dict[str, int]) -> Any:
@@ -175,6 +207,11 @@ def fixed_symbols(env: ShapeEnv) -> dict[str, int]:
 def fake_constant(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
     """Return a fake tensor of the static shape, strides and dtype of a real one, without copying data."""
     return mode.from_tensor(tensor.detach(), static_shapes=True)
+
+
+def without_data(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a fake tensor as it is, and one like a real tensor."""
+    return tensor if is_fake(tensor) else fake_constant(mode, tensor)
 
 
 def fake_as(mode: FakeTensorMode, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
