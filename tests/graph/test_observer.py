@@ -125,6 +125,26 @@ def test_sizes_that_were_equal_in_all_runs_are_one_dimension() -> None:
     assert TensorSpec((dims["observed0"], 8), torch.float32) in seen.values()
 
 
+class SumsInABranch(nn.Module):
+    """The loop runs at one batch size of those that are seen."""
+
+    def forward(self, x, times: int):
+        total = torch.zeros([x.size(0), 3])
+        if x.sum() > 0:
+            for _ in range(times):
+                total = total * 0.5 + torch.relu(x)
+        return total
+
+
+def test_a_size_that_was_seen_once_does_not_fix_a_dimension_that_varies() -> None:
+    scripted = torch.jit.script(SumsInABranch())
+    examples = [(torch.ones(3, 3), 2), (-torch.ones(2, 3), 2)]
+    loaded, proposal = optimized(scripted, (TensorSpec((Dim("n", 1, 3, 6), 3), torch.float32), ...), examples, n=(1, 3, 6))
+    assert any("it works at one size of a dimension that varies" in left.reason for left in proposal.imported.left)
+    for x in (torch.ones(3, 3), -torch.ones(2, 3), torch.ones(5, 3)):
+        assert_same(scripted(x, 3), loaded(x, 3))
+
+
 @pytest.mark.slow
 def test_faster_rcnn_runs_its_layers_in_engines_and_finds_the_same_boxes(engine_calls: list[int]) -> None:
     torchvision = pytest.importorskip("torchvision")

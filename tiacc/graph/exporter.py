@@ -271,8 +271,11 @@ class _Writer:
             element = wanted.getElementType()
             if isinstance(item, fx.Node) and isinstance(item.meta["val"], (list, tuple)):
                 return self.values[item]
-            items = item if isinstance(item, (list, tuple)) else [item]
-            return self.emit("prim::ListConstruct", [self._argument(member, element) for member in items], [wanted])[0]
+            members = [self._argument(member, element) for member in (item if isinstance(item, (list, tuple)) else [item])]
+            type_ = torch._C.ListType(members[0].type()) if element.kind() == "VarType" else wanted
+            return self.emit("prim::ListConstruct", members, [type_])[0]
+        if kind == "VarType" and isinstance(item, (list, tuple)):
+            return self._argument(item, torch._C.ListType(wanted))
         if isinstance(item, fx.Node):
             return self.values[item]
         return self._constant(_cast(item, wanted))

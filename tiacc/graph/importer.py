@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from tiacc.graph import observer, specs, torch_compat
 from tiacc.graph.assumptions import UNKNOWN, form_of, leaves, usable
 from tiacc.graph.assumptions import Assumed as Assumed
+from tiacc.graph.knowledge import Facts, Knowledge
 from tiacc.graph.node_importer import MARK_LEAVE, NodeImporter, SpliceError
-from tiacc.graph.region_builder import NOT_KNOWN, Facts, Knowledge, RegionBuilder, unmark
+from tiacc.graph.region_builder import NOT_KNOWN, RegionBuilder, unmark
 from tiacc.graph.regions import ImportResult, Left, Region, RegionInput
+from tiacc.graph.shape_rules import SHAPE_RULES
 from tiacc.graph.size_samples import SizeSamples
 from tiacc.graph.specs import Dim, TensorSpec
 from tiacc.graph.storage import CannotImportError, NeedsGuardError
@@ -73,7 +77,8 @@ class _Importer:
     def look(self, twin: torch.jit.ScriptModule, examples: Sequence[tuple[Any, ...]]) -> None:
         """Run another copy of the model on examples, and note the types of tensors."""
         seen, self.observed_dims = observer.observe(twin, examples)
-        self.observed = {self.observable[place]: spec for place, spec in seen.items()}
+        reshaped = self.aliases.reshaped
+        self.observed = {self.observable[place]: spec for place, spec in seen.items() if self.observable[place] not in reshaped}
         self.facts.shared_writes.clear()  # writes that were left may be imported now
 
     def run(self) -> ImportResult:
@@ -97,7 +102,8 @@ class _Importer:
         return result
 
     def _run(self) -> ImportResult:
-        self.knowledge = Knowledge(specs.new_fake_mode(), self.aliases, assumptions=self.facts.assumptions)
+        self.knowledge = Knowledge(specs.new_fake_mode(), self.aliases)
+        self.knowledge.assumptions, self.knowledge.shared_writes = self.facts.assumptions, self.facts.shared_writes
         self.symbols: dict[str, torch.SymInt] = {}
         self.left: list[Left] = []
         self.builder: RegionBuilder | None = None
@@ -193,9 +199,6 @@ class _Importer:
                     self.knowledge.learn(value, merged)
         elif not blocks:
             self._guess_results(node)
-        for value in torch_compat.reshaped_values(node):
-            for name in self.aliases.of(value):
-                self.knowledge.values.pop(name, None)
 
     def _guess_results(self, node: torch_compat.Node) -> None:
         """Infer what a node that stays in TorchScript gives, where its inputs are known."""
@@ -227,15 +230,17 @@ class _Importer:
         overload = torch_compat.overload_of(node)
         if overload is None or node.hasAttribute(MARK_OPAQUE):
             return
-        args, kwargs = torch_compat.bind(overload, arguments)
         mode = self.knowledge.mode
+        known = tree_map_only(torch.Tensor, partial(torch_compat.without_data, mode), arguments)  # the call may write into them
+        args, kwargs = torch_compat.bind(overload, known)
+        function = SHAPE_RULES.get(overload, overload)
         before = torch_compat.replaced_symbols(mode)
-        result = torch_compat.try_fake(overload, args, kwargs, mode)
+        result = torch_compat.try_fake(function, args, kwargs, mode)
         torch_compat.forget_guards(mode)
         if torch_compat.replaced_symbols(mode) > before:  # the guess has cost a size its freedom
             node.i_(MARK_OPAQUE, 1)
             self.facts.must_restart = True
-        elif result is not None and self.knowledge.samples.contradicts(overload, args, kwargs, result) is None:
+        elif result is not None and self.knowledge.samples.contradicts(function, args, kwargs, result) is None:
             results = result if isinstance(result, tuple) else (result,)
             for value, item in zip(node.outputs(), results):
                 if isinstance(item, torch.Tensor) and torch_compat.is_fake(item):

@@ -11,8 +11,9 @@ from torch import fx
 
 from tiacc.graph import torch_compat
 from tiacc.graph.aliases import usual
+from tiacc.graph.knowledge import Facts
 from tiacc.graph.number_importer import NumberImporter
-from tiacc.graph.region_builder import UNKNOWN, Facts, NumberTensor, RegionBuilder, has_tensors
+from tiacc.graph.region_builder import UNKNOWN, NumberTensor, RegionBuilder, has_tensors
 from tiacc.graph.regions import UNINITIALISED
 from tiacc.graph.storage import CannotImportError, NeedsGuardError, TensorRef, overlaps, part_of, pieces, view_of, whole
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tiacc.errors import ImportGraphError
 from tiacc.graph import specs, torch_compat
 from tiacc.graph.assumptions import UNKNOWN as UNKNOWN
+from tiacc.graph.knowledge import Knowledge
 from tiacc.graph.module_paths import ModulePaths
 from tiacc.graph.regions import UNINITIALISED, FixedDim, OutputIndex, Region, RegionInput, RegionOutput
-from tiacc.graph.size_samples import SizeSamples
 from tiacc.graph.specs import TensorSpec
 from tiacc.graph.storage import CannotImportError, NeedsGuardError, Storage, TensorRef, whole
 
@@ -39,92 +38,6 @@ class NumberTensor:
     number: Any
     dtype: torch.dtype
     has_views: bool = False
-
-
-@dataclass
-class Facts:
-    """What an attempt at a model learns that an earlier step of it should have known.
-
-    Attributes:
-        shared_writes: The TorchScript values, by unique number, that may share memory with one that is written into where other code
-            can see it.
-        assumptions: The arguments of ``forward``, by place, that something relied on having the value that was assumed.
-        must_restart: Whether the attempt has to be made again.
-    """
-
-    shared_writes: set[int] = field(default_factory=set)
-    assumptions: dict[int, Any] = field(default_factory=dict)
-    must_restart: bool = False
-
-    def share(self, value: torch_compat.Value, aliases: torch_compat.Aliases) -> None:
-        """Note that a tensor is written into where other code can see it: every tensor that may share its memory stays real."""
-        names = aliases.of(value)
-        if not names <= self.shared_writes:
-            self.shared_writes |= names
-            self.must_restart = True
-
-
-@dataclass
-class Knowledge:
-    """What is known across the regions of a model.
-
-    Attributes:
-        mode: Where the fake tensors live.
-        aliases: Which TorchScript values may share memory.
-        symbol_names: The name of the `Dim` behind each symbol.
-        values: What is known of TorchScript values outside of the region being built, by unique number: fake tensors (real ones for
-            constants), numbers, containers of these.
-        assumed: The place of each argument of ``forward`` of which something is assumed, and what, by unique number.
-        assumptions: Those of them that something relied on, by place.
-        fixed: The dimensions that an operator turned out to need at one size, by name.
-        samples: What checks symbolic shapes.
-        observed: The types that tensors were seen to have, by unique number; a region that relies on one is guarded.
-        observed_dims: The names of the dimensions in these.
-        symbols: The symbol of each named `Dim`.
-    """
-
-    mode: FakeTensorMode
-    aliases: torch_compat.Aliases
-    symbol_names: dict[str, str] = field(default_factory=dict)
-    values: dict[int, Any] = field(default_factory=dict)
-    assumed: dict[int, tuple[int, Any]] = field(default_factory=dict)
-    assumptions: dict[int, Any] = field(default_factory=dict)
-    fixed: dict[str, FixedDim] = field(default_factory=dict)
-    observed: dict[int, TensorSpec] = field(default_factory=dict)
-    observed_dims: frozenset[str] = frozenset()
-    symbols: dict[str, torch.SymInt] = field(default_factory=dict)
-    samples: SizeSamples = field(init=False)
-    _is_tainted: bool = False
-
-    def __post_init__(self) -> None:
-        self.samples = SizeSamples(self.mode, ())
-
-    def learn(self, value: torch_compat.Value, item: Any) -> None:
-        """Note what is known of a value; nothing is of a list or dictionary that some code may change."""
-        if item is not UNKNOWN and not (isinstance(item, (list, dict)) and self.aliases.has_writers(value)):
-            self.values[value.unique()] = item
-
-    def recall(self, value: torch_compat.Value) -> Any:
-        """Return what is known of a value, `UNKNOWN` where nothing is. What is assumed of it is relied on from now on."""
-        name = value.unique()
-        if name in self.assumed:
-            index, assumed = self.assumed[name]
-            self.assumptions[index] = assumed
-        return self.values.get(name, UNKNOWN)
-
-    def taint(self) -> None:
-        """Note that a failed inference has left its mark on the symbols of the mode."""
-        self._is_tainted = True
-
-    def take_taint(self) -> bool:
-        """Return whether that happened since this was asked last."""
-        was, self._is_tainted = self._is_tainted, False
-        return was
-
-    def learn_constant(self, node: torch_compat.Node) -> None:
-        """Note the value of a ``prim::Constant``."""
-        value = node.output()
-        self.values[value.unique()] = torch_compat.constant_of(value)
 
 
 class RegionBuilder:
@@ -220,7 +133,7 @@ class RegionBuilder:
         node = self._graph.call_function(target, args, kwargs)
         node.meta["source"] = self.source
         node.meta["path"] = self.path
-        before = torch_compat.replaced_symbols(self.knowledge.mode)
+        before, free = torch_compat.replaced_symbols(self.knowledge.mode), self._freedom()
         try:
             specs.infer_call(self.knowledge.mode, node)
             reason = self.knowledge.samples.contradiction(node)
@@ -233,17 +146,21 @@ class RegionBuilder:
             if after > before:
                 self.knowledge.taint()
             raise CannotImportError(reason)
-        if after > before and self._has_fixed_observed():
+        if after > before and self._freedom() != free:
             self._graph.erase_node(node)
             self.knowledge.taint()
-            raise CannotImportError("it works at one size of a dimension that was seen to vary")
+            raise CannotImportError("with the sizes that were seen it works at one size of a dimension that varies")
         if after > before:
             self._note_fixed(f"{target} at {self.source}")
         return node
 
-    def _has_fixed_observed(self) -> bool:
-        fixed = torch_compat.fixed_symbols_of(self.knowledge.mode)
-        return any(self.knowledge.symbol_names.get(symbol) in self.knowledge.observed_dims for symbol in fixed)
+    def _freedom(self) -> tuple[int, int]:
+        """Return how many sizes that differ are declared to vary, and how many were seen to: a guarded region must not change that."""
+        if not self.is_guarded:
+            return 0, 0
+        names = {name: torch_compat.free_symbols(symbol) for name, symbol in self.knowledge.symbols.items()}
+        seen = self.knowledge.observed_dims
+        return len({found for name, found in names.items() if found and name not in seen}), sum(bool(names[name]) for name in seen)
 
     def _note_fixed(self, where: str) -> None:
         for symbol, size in torch_compat.fixed_symbols_of(self.knowledge.mode).items():
@@ -252,7 +169,8 @@ class RegionBuilder:
 
     def as_node(self, item: NumberTensor) -> fx.Node:
         """Return the node of a 0-d tensor made of a number."""
-        return self.call(aten.scalar_tensor.default, item.number, dtype=item.dtype)
+        number = int(item.number) if isinstance(item.number, bool) else item.number  # a bool is no `Scalar` in TorchScript
+        return self.call(aten.scalar_tensor.default, number, dtype=item.dtype)
 
     def lower(self, item: Any) -> Any:
         """Turn an abstract value into an argument of an fx node."""

@@ -1,7 +1,7 @@
 """The shapes of results for operators whose own inference fixes sizes that may vary.
 
 torch infers the shapes of recurrent layers by running their loops, step by step, and so fixes the length of the sequence. A shape
-that is asked for as a tensor it cannot give at all.
+that is asked for as a tensor it cannot give at all, and a tensor of numbers it makes at once, of the example's.
 """
 
 from __future__ import annotations
@@ -51,11 +51,30 @@ def _shape_as_tensor(value: torch.Tensor) -> torch.Tensor:
     return torch.empty(value.dim(), dtype=torch.int64)
 
 
+_DTYPES = {bool: torch.bool, torch.SymBool: torch.bool, int: torch.int64, torch.SymInt: torch.int64, complex: torch.complex64}
+
+
+def _tensor(
+    data: Any, dtype: torch.dtype | None = None, device: torch.device | None = None, requires_grad: bool = False
+) -> torch.Tensor:
+    shape = []
+    while isinstance(data, (list, tuple)):
+        shape.append(len(data))
+        if not data:
+            raise ValueError("the type of the numbers in an empty list is not known")
+        data = data[0]
+    if dtype is None:
+        dtype = _DTYPES.get(type(data), torch.get_default_dtype())
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
 SHAPE_RULES: dict[Any, Callable[..., Any]] = {
     aten.lstm.input: _lstm,
     aten.gru.input: _layers,
     aten.rnn_tanh.input: _layers,
     aten.rnn_relu.input: _layers,
     aten._shape_as_tensor.default: _shape_as_tensor,
+    **{getattr(aten.tensor, kind): _tensor for kind in ("default", "int", "float", "bool")},
+    **{getattr(aten.as_tensor, kind): _tensor for kind in ("list", "int", "float", "bool")},
 }
 """For an overload, what gives its results' shapes and dtypes from arguments that are fake tensors."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
-from tiacc.graph.torch_compat.scripts import Graph, Value, nodes_of
+from tiacc.graph.torch_compat.scripts import Graph, Value, nodes_of, reshaped_values
 
 RETURNS_ITS_ARGUMENT = frozenset(
     {f"aten::{kind}dropout" for kind in ("", "feature_", "alpha_", "feature_alpha_")} | {"aten::type_as", "aten::_unsafe_view"}
@@ -28,6 +29,12 @@ class Aliases:
     def has_writers(self, value: Value) -> bool:
         """Return whether some node may write into the memory of `value`."""
         return bool(self._load().has_writers(value))
+
+    @cached_property
+    def reshaped(self) -> frozenset[int]:
+        """The unique numbers of the values that may share memory with a tensor whose shape is changed in place."""
+        values = [value for node in nodes_of(self._graph) for value in reshaped_values(node)]
+        return frozenset().union(*map(self.of, values))
 
     def of(self, value: Value) -> frozenset[int]:
         """Return the unique numbers of the values that may share memory with `value`, itself included."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -185,11 +185,11 @@ def shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool(torch._C._is_alias_of(first, second))  # type: ignore[attr-defined]
 
 
-def try_fake(overload: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], mode: FakeTensorMode) -> Any:
-    """Return the fake result of an operator on fake or known arguments, or None where torch cannot tell."""
+def try_fake(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], mode: FakeTensorMode) -> Any:
+    """Return the fake result of an operator, or of its shape rule, on fake or known arguments, or None where torch cannot tell."""
     try:
         with inference(mode):
-            return overload(*args, **kwargs)
+            return function(*args, **kwargs)
     except Exception:  # noqa: BLE001 - any failure means that the result is not known before the model runs
         return None
 

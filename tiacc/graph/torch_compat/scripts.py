@@ -154,15 +154,21 @@ def splice_branch(node: Node, taken: int) -> list[Node]:
     return inner
 
 
-_RESHAPING_WRITES = frozenset(
-    f"aten::{name}_"
-    for name in ("resize", "resize_as", "set", "t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze", "as_strided")
-)
+_RESHAPING_WRITES = {
+    "aten::set_data",
+    *(f"aten::{name}_" for name in ("resize", "resize_as", "set", "t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze")),
+    "aten::as_strided_",
+}
 
 
 def reshaped_values(node: Node) -> list[Value]:
-    """Return the values whose shape a node changes in place."""
-    return [next(iter(node.inputs()))] if node.kind() in _RESHAPING_WRITES else []
+    """Return the values whose shape a node changes in place, or may change: ``out=`` resizes what it is given."""
+    text = node.schema()
+    if "!" not in text:
+        return []
+    if node.kind() in _RESHAPING_WRITES:
+        return [next(iter(node.inputs()))]
+    return [value for value, argument in zip(node.inputs(), torch._C.parse_schema(text).arguments) if argument.is_out]
 
 
 def function_of(graph: Graph) -> Function:
