@@ -172,3 +172,33 @@ def test_several_static_shapes_get_a_model_each_and_the_file_one_set_of_weights(
             x = torch.randn(size, 512)
             torch.testing.assert_close(tried.run([x])[0], gm(x)[0], rtol=1e-4, atol=1e-4)
         assert len(tried._variants) == 2  # type: ignore[attr-defined]
+
+
+def attention(rows: int | Dim, transposed: str) -> fx.GraphModule:
+    """Attention of 4 heads with its queries or its result transposed: ``(2, L, 4, 8)`` ↔ ``(2, 4, L, 8)``."""
+    sketch = Sketch()
+    shapes = {name: (2, 4, rows, 8) for name in "qkv"} | ({"q": (2, rows, 4, 8)} if transposed == "queries" else {})
+    query, key, value = (sketch.call(aten.mul.Scalar, sketch.input(name, *shape), 2.0) for name, shape in shapes.items())
+    if transposed == "queries":
+        query = sketch.call(aten.transpose.int, query, 1, 2)
+    scores = sketch.call(aten.softmax.int, sketch.call(aten.matmul.default, query, sketch.call(aten.transpose.int, key, -1, -2)), -1)
+    result = sketch.call(aten.matmul.default, scores, value)
+    return sketch.output(sketch.call(aten.transpose.int, result, 1, 2) if transposed == "result" else result)
+
+
+@pytest.mark.parametrize("transposed", ["queries", "result"])
+def test_attention_of_as_many_heads_as_rows_does_not_overwrite_what_it_reads(transposed: str) -> None:
+    gm = attention(4, transposed)
+    inputs = [torch.randn(2, 4, 4, 8) for _ in "qkv"]
+    torch.testing.assert_close(build(gm).run(inputs), list(gm(*inputs)), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_of_varying_rows_is_right_at_as_many_as_heads() -> None:
+    gm = attention(Dim("rows", 2, 3, 8), "result")
+    inputs = [torch.randn(2, 4, 4, 8) for _ in "qkv"]
+    sizes = tuple((2, 4, 4, 8) for _ in "qkv")
+    specs_in = tuple(specs.spec_of(node.meta["val"]) for node in gm.graph.nodes if node.op == "placeholder")
+    specs_out = (TensorSpec((2, Dim("rows", 2, 3, 8), 4, 8), torch.float32),)
+    profiles = (Profile(sizes, sizes, sizes), Profile(*[tuple((2, 4, 2, 8) for _ in "qkv")] * 3))
+    for engine in (build(gm), backend.build(gm, BuildSpec(specs_in, specs_out, torch.device("cpu"), profiles))):
+        torch.testing.assert_close(engine.run(inputs), list(gm(*inputs)), rtol=1e-4, atol=1e-5)

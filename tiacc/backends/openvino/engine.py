@@ -96,7 +96,7 @@ class OpenVINOEngine:
         return dict(counted)
 
 
-def _config(header: Header) -> dict[str, Any]:
+def _config(header: Header, model: Any) -> dict[str, Any]:
     """Return the properties to compile with.
 
     The precision hint is always ``f32``: the graph's own types decide. Under that hint OpenVINO leaves the types of a model as they
@@ -106,11 +106,30 @@ def _config(header: Header) -> dict[str, Any]:
     Source: ``Graph::EnforceInferencePrecision`` ("only precision reduction is currently allowed") in
     ``src/plugins/intel_cpu/src/graph.cpp``, and ``get_convert_precisions`` in ``transformation_pipeline.cpp``.
     """
-    return {
+    config = {
         "INFERENCE_PRECISION_HINT": header.precision,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": header.num_threads or torch.get_num_threads(),
     }
+    if _has_as_many_heads_as_rows(model):
+        config["SNIPPETS_MODE"] = "DISABLE"
+    return config
+
+
+def _has_as_many_heads_as_rows(model: Any) -> bool:
+    """Return whether OpenVINO may overwrite the queries of an attention while it reads them.
+
+    It makes one kernel of an attention and of the transpositions ``(B, L, H, E)`` ↔ ``(B, H, L, E)`` around it, and lets that write its
+    result over the queries where both have one shape. But with H = L they have one shape in two orders.
+
+    Source: ``Subgraph::canBeInPlace`` in ``src/plugins/intel_cpu/src/nodes/subgraph.cpp``.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() in ("Softmax", "ScaledDotProductAttention"):
+            shape = node.get_output_partial_shape(0)
+            if shape.rank.is_static and len(shape) == 4 and shape[1] == shape[2]:
+                return True
+    return False
 
 
 def _check_magnitude(tensor: torch.Tensor, index: int, limit: int) -> None:
@@ -142,7 +161,7 @@ class _Variant:
 
     def __init__(self, model: Any, header: Header) -> None:
         try:
-            self.compiled = library.core().compile_model(model, "CPU", _config(header))
+            self.compiled = library.core().compile_model(model, "CPU", _config(header, model))
         except RuntimeError as error:
             raise BuildError(f"OpenVINO {library.version()} cannot compile a subgraph: {' '.join(str(error).split())[-600:]}") from error
         self._parameters = header.parameters
