@@ -49,15 +49,35 @@ def prepare(make: Make) -> tuple[nn.Module, tuple[Any, ...]]:
     torch.manual_seed(0)
     model, data = make()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and not module.running_mean.any():
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_floating_point() and not parameter.any():
                 nn.init.normal_(parameter, 0, 0.02)
             elif name == "weight" and bool((parameter == 1).all()):
                 nn.init.uniform_(parameter, 0.5, 1.5)
-    return model.eval(), data
+    calibrate(model.eval(), data)
+    return model, data
+
+
+def calibrate(model: nn.Module, data: tuple[Any, ...]) -> None:
+    """Give the normalisations that know nothing yet statistics of the size of what they get.
+
+    With smaller ones activations grow from layer to layer until gates are open or shut, and the last digits decide which. With the
+    mean of each channel, what the channels have in common is gone, and the rest is small beside what rounding does to it.
+    """
+
+    def learn(norm: nn.modules.batchnorm._BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
+        scale = inputs[0].square().mean().clamp(min=1.0)
+        norm.running_mean.uniform_(-0.1, 0.1).mul_(scale.sqrt())
+        norm.running_var.uniform_(0.5, 1.5).mul_(scale)
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    fresh = [norm for norm in norms if norm.running_mean is not None and not norm.running_mean.any()]
+    hooks = [norm.register_forward_pre_hook(learn) for norm in fresh]
+    if hooks:
+        with torch.no_grad():
+            model(*models.cloned(data))
+    for hook in hooks:
+        hook.remove()
 
 
 def to_torchscript(model: nn.Module, data: tuple[Any, ...]) -> tuple[torch.jit.ScriptModule, str]:
@@ -181,6 +201,7 @@ def coverage(proposal: Proposal, model: nn.Module, data: tuple[Any, ...]) -> dic
         for segment, sub in zip(item.partition.segments, stitch.extract(item.graph, item.partition)):
             inside += len(segment.nodes)
             flops += _flops_of(sub.graph)
+    model.requires_grad_(False)  # the counter wants a gradient of parameters that modules take as arguments
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*models.cloned(data))
     total = counter.get_total_flops()
