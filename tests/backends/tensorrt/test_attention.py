@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, one_node, refused
+from tests.backends.tensorrt.harness import check, check_graph, compile_for, graph_of, needs_rtx, one_node, refused, spec_of
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -105,6 +105,46 @@ def test_the_layer_is_used_where_it_takes_the_operands() -> None:
 
     assert "attention" in kinds(_Q, _K, _V)
     assert "matrix_multiply" in kinds(_Q, _K, _OTHER)
+
+
+@pytest.mark.parametrize("mask", [None, _PADDED], ids=["all", "padded"])
+@pytest.mark.parametrize("average", [False, True])
+def test_weights_of_keys_come_from_the_products_that_are_mixed(mask: torch.Tensor | None, average: bool) -> None:
+    """RTX 1.7.1 cannot build a second product of what its attention layer reads."""
+    arguments = (*(_SOURCE for _ in range(3)), _WIDTH, 4, *_self_attention(), mask, True, average, None if mask is None else 1)
+    definition = check(aten._native_multi_head_attention.default, *arguments, compile=True)
+    assert "attention" not in {kind for kind, _ in definition.conversion.kinds}
+
+
+_READ_TWICE = {
+    "two layers of one query": lambda q, k, v: (_SDPA(q, k, v), _SDPA(q, v, k)),
+    "causal or not": lambda q, k, v: (_SDPA(q, k, v), _SDPA(q, k, v, None, 0.0, True)),
+    "the scaled query": lambda q, k, v: (_SDPA(q, k, v), aten.relu.default(aten.mul.Tensor(q, 8**-0.5))),
+    "a multiple as query": lambda q, k, v: (lambda x: (_SDPA(x, k, v, scale=1.0), aten.relu.default(x)))(aten.mul.Tensor(q, 0.3)),
+    "a multiple as key": lambda q, k, v: (lambda x: (_SDPA(q, x, v), aten.relu.default(x)))(aten.div.Scalar(k, 3.0)),
+    "a multiple as both": lambda q, k, v: (lambda x: (_SDPA(x, x, v),))(aten.mul.Scalar(k, 0.3)),
+    "a multiple of a multiple": lambda q, k, v: (
+        (lambda x: (_SDPA(aten.mul.Scalar(x, 0.7), k, v), aten.relu.default(x)))(aten.mul.Scalar(q, 0.3))
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("function", _READ_TWICE.values(), ids=_READ_TWICE)
+def test_no_layer_where_a_multiple_that_it_would_take_in_is_read_twice(function: Any, dtype: torch.dtype) -> None:
+    """RTX 1.7.1 cannot build such layers; it ends the process where two of them read the same."""
+    definition = check_graph(graph_of(function, 3), [tensor.to(dtype) for tensor in (_Q, _K, _V)])
+    assert "attention" not in {kind for kind, _ in definition.conversion.kinds}
+    types = [spec_of(tensor.to(dtype)) for tensor in (_Q, _K, _V)]
+    assert compile_for(definition, types).data
+
+
+def test_a_layer_where_what_it_reads_is_read_twice_but_no_multiple_of_it() -> None:
+    def function(q: Any, k: Any, v: Any) -> tuple[Any, ...]:
+        return _SDPA(q, k, v), aten.relu.default(q), aten.mul.Tensor(k, 2.0), _SDPA(aten.relu.default(q), k, v)
+
+    definition = check_graph(graph_of(function, 3), [_Q, _K, _V], compile=True)
+    assert "attention" in {kind for kind, _ in definition.conversion.kinds}
 
 
 def test_dropout_is_refused() -> None:

@@ -40,10 +40,6 @@ _ORDERS = frozenset(words("topk kthvalue"))
 _TOLERANCES = {"erfc": 1e-3, "special_erfc": 1e-3}
 """The relative error allowed beyond that of the dtype: 1 - erf(x) has few digits where it is small."""
 
-_NOT_BUILT = frozenset({"_native_multi_head_attention"})
-"""Operators whose networks are evaluated only: RTX 1.7.1 fails on that of the attention weights, in float32 and bfloat16, with an error
-of its compiler ("CHECK(static_cast<size_t>(i) < op->input_size()) failed"), and the segment stays in Torch."""
-
 _PARTS = 8
 """How many parts the calls are tested in."""
 
@@ -123,7 +119,7 @@ def check(case: Case) -> str:
         definition = network_of(gm, types)
         got, want = (_at_indices(case, inputs, list(results)) for results in (interpret(definition, inputs), want))
         _assert_right(gm, inputs, got, want, _TOLERANCES.get(_name(case)))
-        if definition.network.num_outputs and _name(case) not in _NOT_BUILT:
+        if definition.network.num_outputs:
             compile_for(definition, types)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is a failure of this call; the others shall be seen too
         return f"{type(error).__name__}: {str(error)[:300]}"

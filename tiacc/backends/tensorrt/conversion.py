@@ -24,8 +24,12 @@ class Conversion(Shaping):
     A converter takes a `Call` and returns the value of its node: a tensor of the network, a `torch.Tensor` where the result is
     known now, or a list of these for an operator with several results (None for one that nobody uses). What it returns is
     checked against the graph's own shapes and dtypes.
+
+    Attributes:
+        multiples: The names of the tensors that are another one multiplied or divided by a number known now.
     """
 
+    multiples: set[str]
     _env: dict[fx.Node, Any]
 
     # -- layers --------------------------------------------------------------------------------------------------------------
@@ -46,7 +50,10 @@ class Conversion(Shaping):
         if dtype is None:
             dtype = self._dtype_of(first, second)
         a, b = self.align(first, second, dtype=dtype)
-        return self.add("elementwise", a, b, getattr(self.trt.ElementWiseOperation, kind))
+        result = self.add("elementwise", a, b, getattr(self.trt.ElementWiseOperation, kind))
+        if kind in ("PROD", "DIV") and (_is_one_number(first) or _is_one_number(second)):
+            self.multiples.add(result.name)
+        return result
 
     def activation(self, kind: str, value: Value, alpha: float | None = None, beta: float | None = None) -> Tensor:
         """Apply an ``ActivationType``."""
@@ -138,6 +145,7 @@ class Conversion(Shaping):
             BuildError: A node cannot be converted.
         """
         self._env = {}
+        self.multiples = set()
         names: list[str] = []
         specs_left = iter(inputs)
         outputs: Sequence[fx.Node] = ()
@@ -225,3 +233,6 @@ class Conversion(Shaping):
         if not is_known:
             self.remember(value, fake)
 
+
+def _is_one_number(value: Value | Number) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)

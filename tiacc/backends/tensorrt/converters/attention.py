@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import fx
 
 from tiacc.backends.base import SUPPORTED, Support
 from tiacc.backends.tensorrt.call import Call, NodeView
@@ -22,12 +23,23 @@ aten = torch.ops.aten
 
 OPERANDS = FLOATS | {torch.bool}
 
+_SCALING = frozenset({aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.scaled_dot_product_attention.default})
+"""Operators that may multiply a tensor by a number."""
+
 
 # -- the attention of tensors -----------------------------------------------------------------------------------------------------
 
 
 def attend(
-    net: Conversion, query: Tensor, key: Tensor, value: Tensor, mask: Value | None, *, is_causal: bool, scale: float
+    net: Conversion,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Value | None,
+    *,
+    is_causal: bool,
+    scale: float,
+    is_alone: bool = True,
 ) -> Tensor:
     """Return softmax(scale · Q Kᵀ + mask) V; zeros for a query that may attend to nothing.
 
@@ -39,9 +51,10 @@ def attend(
         mask: Broadcast to ``(..., heads, L, S)``: of bools that are true where a query may attend, or of numbers to add. None for none.
         is_causal: Whether query i attends to the keys 0 to i only.
         scale: The factor.
+        is_alone: Whether query and key may be those of TensorRT's layer (`_is_alone`).
     """
     scaled = net.binary("PROD", query, scale)
-    if net.flavour.has("attention") and _fits_layer(net, query, key, value, mask):
+    if is_alone and net.flavour.has("attention") and _fits_layer(net, query, key, value, mask):
         return _by_layer(net, scaled, key, value, mask, is_causal)
     return net.matmul(_weights(net, scaled, key, mask, is_causal), value)
 
@@ -54,6 +67,30 @@ def _fits_layer(net: Conversion, query: Tensor, key: Tensor, value: Tensor, mask
     if not all(map(is_same, shapes[1], shapes[2])) or not is_static([shape[1] for shape in shapes]):
         return False
     return all(is_same(shapes[0][axis], shapes[1][axis]) for axis in (0, 1, 3))
+
+
+def _is_alone(call: Call) -> bool:
+    """Return whether the query and the key of a node may be those of an attention layer.
+
+    A tensor times a number becomes part of the layer that it is the query or key of. RTX 1.7.1 fails where that product has another
+    reader, and the process ends where this is another attention layer.
+    """
+    net, query, key = call.net, call.args["query"], call.args["key"]
+    if any(user.target in _SCALING for user in query.users if user is not call.node):  # perhaps by the same number
+        return False
+    if query is key and _is_multiple(net, key):
+        return False
+    return not _is_shared_multiple(net, query) and not _is_shared_multiple(net, key)
+
+
+def _is_shared_multiple(net: Conversion, node: fx.Node) -> bool:
+    """Return whether a value is a multiple that is read more than once, or a multiple of one."""
+    return _is_multiple(net, node) and (len(node.users) > 1 or any(_is_shared_multiple(net, item) for item in node.all_input_nodes))
+
+
+def _is_multiple(net: Conversion, node: fx.Node) -> bool:
+    value = net.resolve(node)
+    return not isinstance(value, torch.Tensor) and getattr(value, "name", None) in net.multiples
 
 
 def _by_layer(net: Conversion, query: Tensor, key: Tensor, value: Tensor, mask: Value | None, is_causal: bool) -> Tensor:
@@ -123,7 +160,7 @@ def _groups(view: NodeView, name: str) -> int | None:
 @converts(aten.scaled_dot_product_attention.default, dtypes=OPERANDS, check=_check)
 def scaled_dot_product_attention(call: Call) -> Value:
     """Attention, masked or causal, with heads of its own or shared."""
-    net, is_causal = call.net, bool(call.number("is_causal"))
+    net, is_causal, is_alone = call.net, bool(call.number("is_causal")), _is_alone(call)
     operands = [call.tensor(name) for name in ("query", "key", "value")]
     mask = call.operand("attn_mask")
     scale = call.number("scale")
@@ -134,10 +171,10 @@ def scaled_dot_product_attention(call: Call) -> Value:
         lifted = [net.unsqueeze(operand, [1]) for operand in operands]
         if mask is not None:
             mask = net.unsqueeze(net.tensor(mask, rank=2), [-3])
-        return net.squeeze(attend(net, lifted[0], lifted[1], lifted[2], mask, is_causal=is_causal, scale=scale), [1])
+        return net.squeeze(attend(net, lifted[0], lifted[1], lifted[2], mask, is_causal=is_causal, scale=scale, is_alone=is_alone), [1])
     rank = max(2, *(net.rank(operand) for operand in operands))
     query, key, value = (net.raise_rank(operand, rank) for operand in operands)
-    return attend(net, query, key, value, mask, is_causal=is_causal, scale=scale)
+    return attend(net, query, key, value, mask, is_causal=is_causal, scale=scale, is_alone=is_alone)
 
 
 def _shared(net: Conversion, value: Tensor, groups: int | None) -> Tensor:
@@ -175,10 +212,12 @@ def padding_mask(net: Conversion, mask: Value, kind: int | None) -> Value:
     return net.unsqueeze(kept, axes) if axes and net.rank(kept) == 2 else kept
 
 
-def self_attention(call: Call, names: tuple[str, str, str], heads: int, values: tuple[Value, Value, Value]) -> tuple[Tensor, Any]:
-    """Return multi-head attention before its last projection, ``(N, L, E)``, and what computes the weights of the keys."""
+def self_attention(
+    call: Call, heads: int, values: tuple[Value, Value, Value], *, has_weights: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return multi-head attention before its last projection, ``(N, L, E)``, and, if wanted, the weights of the keys."""
     net = call.net
-    weight, bias = call.operand(names[0]), call.operand(names[1])
+    weight, bias, mask = (call.operand(name) for name in ("qkv_weight", "qkv_bias", "mask"))
     width = int(net.shape(weight)[0]) // 3  # type: ignore[arg-type]
     if values[0] is values[1] is values[2]:
         joint = linear_of(net, values[0], weight, bias)
@@ -189,14 +228,13 @@ def self_attention(call: Call, names: tuple[str, str, str], heads: int, values: 
             for index, item in enumerate(values)
         ]
     query, key, value = (_heads(net, part, heads) for part in parts)
-    mask = call.operand(names[2])
     if mask is not None:
         mask = padding_mask(net, mask, call.args["mask_type"])
     scale = 1 / math.sqrt(width // heads)
-    mixed = attend(net, query, key, value, mask, is_causal=False, scale=scale)
+    weights = _weights(net, net.binary("PROD", query, scale), key, mask, False) if has_weights else None
+    mixed = attend(net, query, key, value, mask, is_causal=False, scale=scale) if weights is None else net.matmul(weights, value)
     sizes = net.shape(mixed)
-    joined = net.reshape(net.permute(mixed, (0, 2, 1, 3)), [sizes[0], sizes[2], width])
-    return joined, lambda: _weights(net, net.binary("PROD", query, scale), key, mask, False)
+    return net.reshape(net.permute(mixed, (0, 2, 1, 3)), [sizes[0], sizes[2], width]), weights
 
 
 def _fused_check(view: NodeView) -> Support:
@@ -216,14 +254,12 @@ def native_multi_head_attention(call: Call) -> list[Value | None]:
     """Multi-head attention with its projections, and the weights of the keys."""
     net, heads = call.net, call.number("num_head")
     sources = (call.operand("query"), call.operand("key"), call.operand("value"))
-    mixed, weights = self_attention(call, ("qkv_weight", "qkv_bias", "mask"), heads, sources)
+    is_used, is_wanted = call.is_used(1), bool(call.number("need_weights"))
+    mixed, weights = self_attention(call, heads, sources, has_weights=is_used and is_wanted)
     result = linear_of(net, mixed, call.operand("proj_weight"), call.operand("proj_bias"))
-    if not call.is_used(1):
-        return [result, None]
-    if not call.number("need_weights"):
+    if is_used and not is_wanted:
         return [result, torch.empty([int(size) for size in call.out[1].shape], dtype=call.dtype)]
-    found = weights()
-    return [result, net.reduce("AVG", found, (1,)) if call.number("average_attn_weights") else found]
+    return [result, net.reduce("AVG", weights, (1,)) if weights is not None and call.number("average_attn_weights") else weights]
 
 
 @converts(aten._transformer_encoder_layer_fwd.default, dtypes=OPERANDS, check=_fused_check)
@@ -237,7 +273,7 @@ def transformer_encoder_layer(call: Call) -> Value:
         return normalized(net, item, (2,), float(call.number("eps")), scale, shift)
 
     def attention(item: Tensor) -> Tensor:
-        mixed, _ = self_attention(call, ("qkv_weight", "qkv_bias", "mask"), call.number("num_heads"), (item, item, item))
+        mixed, _ = self_attention(call, call.number("num_heads"), (item, item, item))
         return linear_of(net, mixed, call.operand("proj_weight"), call.operand("proj_bias"))
 
     def feed_forward(item: Tensor) -> Tensor:
