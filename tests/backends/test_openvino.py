@@ -177,7 +177,7 @@ def test_several_static_shapes_get_a_model_each_and_the_file_one_set_of_weights(
 def attention(rows: int | Dim, transposed: str) -> fx.GraphModule:
     """Attention of 4 heads with its queries or its result transposed: ``(2, L, 4, 8)`` ↔ ``(2, 4, L, 8)``."""
     sketch = Sketch()
-    shapes = {name: (2, 4, rows, 8) for name in "qkv"} | ({"q": (2, rows, 4, 8)} if transposed == "queries" else {})
+    shapes = dict.fromkeys("qkv", (2, 4, rows, 8)) | ({"q": (2, rows, 4, 8)} if transposed == "queries" else {})
     query, key, value = (sketch.call(aten.mul.Scalar, sketch.input(name, *shape), 2.0) for name, shape in shapes.items())
     if transposed == "queries":
         query = sketch.call(aten.transpose.int, query, 1, 2)
