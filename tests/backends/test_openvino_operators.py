@@ -299,3 +299,35 @@ def test_near_misses_of_a_sum_of_parts(before: tuple[int, ...], after: list[int]
     cut = sketch.call(aten.reshape.default, sketch.input("image", *before), after)
     lowered = lower(sketch.output(sketch.call(aten.sum.dim_IntList, cut, [dim], keepdim)))
     assert [name_of(node) for node in lowered.graph.nodes if node.op == "call_function"] == ["reshape.default", "sum.dim_IntList"]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("has_biases", [False, True])
+def test_an_lstm_with_projected_outputs(layers: int, bidirectional: bool, batch_first: bool, has_biases: bool) -> None:
+    """All three results, from a state that is not zero."""
+    torch.manual_seed(0)
+    sketch = Sketch()
+    options = {"bidirectional": bidirectional, "batch_first": batch_first, "bias": has_biases}
+    lstm = torch.nn.LSTM(5, 6, num_layers=layers, proj_size=3, **options)
+    weights = [sketch.constant(f"w{place}", weight.detach()) for place, weight in enumerate(lstm._flat_weights)]
+    count = layers * (2 if bidirectional else 1)
+    shapes = {"x": (2, 4, 5), "h": (count, 2 if batch_first else 4, 3), "c": (count, 2 if batch_first else 4, 6)}
+    x, *states = (sketch.input(name, *shape) for name, shape in shapes.items())
+    node = sketch.call(aten.lstm.input, x, states, weights, has_biases, layers, 0.0, False, bidirectional, batch_first)
+    gm = sketch.output(*(sketch.call(operator.getitem, node, place) for place in range(3)))
+    assert backend.supports(node)
+    data = [torch.randn(shape) for shape in shapes.values()]
+    want = list(gm(*data))
+    spec = BuildSpec(tuple(sketch.inputs), tuple(specs.spec_of(item) for item in want), torch.device("cpu"))
+    torch.testing.assert_close(backend.build(gm, spec).run(data), want, rtol=1e-4, atol=1e-5)
+
+
+def test_an_lstm_with_projected_outputs_needs_to_know_its_steps() -> None:
+    sketch = Sketch()
+    weights = [sketch.constant(f"w{place}", weight.detach()) for place, weight in enumerate(torch.nn.LSTM(5, 6, proj_size=3)._flat_weights)]
+    x, *states = sketch.input("x", Dim("n", 2, 4, 8), 2, 5), sketch.input("h", 1, 2, 3), sketch.input("c", 1, 2, 6)
+    node = sketch.call(aten.lstm.input, x, states, weights, True, 1, 0.0, False, False, False)
+    sketch.output(sketch.call(operator.getitem, node, 0))
+    assert "a number of steps that varies" in backend.supports(node).reason

@@ -115,7 +115,7 @@ def encoder_layer(call: Call) -> str:
 
 
 def recurrent(call: Call) -> str:
-    """In evaluation mode, batched, without projection, weights of fixed sizes."""
+    """In evaluation mode, batched, weights of fixed sizes; with projection, of a fixed number of steps."""
     given = call.given
     if given["train"]:
         return "training mode"
@@ -123,7 +123,9 @@ def recurrent(call: Call) -> str:
         return "its input has no batch dimension"
     directions = 2 if given["bidirectional"] else 1
     if len(given["params"]) != given["num_layers"] * directions * (4 if given["has_biases"] else 2):
-        return "a projection"
+        steps = call.first.shape[1 if given["batch_first"] else 0]
+        if not isinstance(steps, int):
+            return "a projection, and a number of steps that varies"
     return same_dtype(call)
 
 
