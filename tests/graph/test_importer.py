@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import random
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -354,3 +355,25 @@ def test_views_of_the_members_of_a_list_share_their_memory() -> None:
     args = (torch.randn(3, 4),)
     loaded = write_back(import_module(copy.deepcopy(scripted), [abstract(args[0])]))
     assert_same(outcome(scripted, args), outcome(loaded, args))
+
+
+class Dictionaries(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = OrderedDict()
+        for scale in (2, 3):
+            found[str(scale)] = x.relu() * scale
+        copied = dict(found)
+        copied["sum"] = found["2"] + found["3"]
+        found["2"] = x
+        items = [("exp", copied["2"].exp()), ("sum", copied["sum"])]
+        pairs = dict(items)
+        pairs.update(found)
+        return pairs
+
+
+def test_dictionaries_that_are_made_by_a_call_are_imported() -> None:
+    scripted = torch.jit.script(Dictionaries())
+    args = (torch.randn(3, 4),)
+    result = import_module(copy.deepcopy(scripted), [abstract(args[0])])
+    assert len(result.regions) == 1 and not result.left
+    assert_same(outcome(scripted, args), outcome(write_back(result), args))

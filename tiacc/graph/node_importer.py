@@ -257,9 +257,18 @@ class NodeImporter(NumberImporter):
 
     def _import_dict(self, node: torch_compat.Node) -> list[Any]:
         items = [self.builder.read(value) for value in node.inputs()]
-        if any(isinstance(key, (TensorRef, fx.Node, NumberTensor)) for key in items[::2]):
+        return [self._new_dict(zip(items[::2], items[1::2]))]
+
+    def _import_dict_of(self, node: torch_compat.Node) -> list[Any]:
+        """Import ``dict()``, of nothing, of pairs or of another."""
+        items: Any = next((self.builder.read(value) for value in node.inputs()), ())
+        return [self._new_dict(items.items() if isinstance(items, dict) else items)]
+
+    def _new_dict(self, pairs: Iterable[tuple[Any, Any]]) -> Any:
+        items = dict(pairs)
+        if any(isinstance(key, (TensorRef, fx.Node, NumberTensor)) for key in items):
             raise CannotImportError("the keys of its dictionary depend on the input")
-        return [self.builder.own(dict(zip(items[::2], items[1::2])))]
+        return self.builder.own(items)
 
     def _import_unpack(self, node: torch_compat.Node) -> list[Any]:
         members = self.builder.read(node.input())
@@ -357,6 +366,7 @@ _HANDLERS: dict[str, Any] = {
     "prim::ListConstruct": NodeImporter._import_list,
     "prim::TupleConstruct": NodeImporter._import_tuple,
     "prim::DictConstruct": NodeImporter._import_dict,
+    "aten::dict": NodeImporter._import_dict_of,
     "prim::Uninitialized": NodeImporter._import_uninitialized,
     "prim::ListUnpack": NodeImporter._import_unpack,
     "prim::TupleUnpack": NodeImporter._import_unpack,

@@ -97,6 +97,7 @@ CONTAINER_WRITES: dict[str, Callable[..., Any]] = {
     "aten::reverse": _call("reverse"),
     "aten::clear": _call("clear"),
     "aten::_set_item": _set,
+    "aten::update": _call("update"),
 }
 """The operators that change a list or dict in place."""
 
