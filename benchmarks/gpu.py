@@ -60,7 +60,6 @@ def compiled(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Callab
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
-    torch._dynamo.reset()
     function = torch.compile(model, mode="reduce-overhead")
     for _ in range(3):
         function(*inputs)
@@ -88,6 +87,9 @@ def optimized(
         "segments": len(report.segments),
         "backends": sorted({row.backend for row in report.segments}),
         "optimize_seconds": round(seconds, 2),
+        "build_seconds": round(sum(row.build_ms for row in report.segments) / 1e3, 2),
+        "baseline_peak_bytes": report.baseline_peak_bytes,
+        "optimized_peak_bytes": report.optimized_peak_bytes,
         "load_and_first_run_seconds": round(time.perf_counter() - begin, 2),
         "actions": report.actions,
         "warnings": report.warnings,
@@ -124,6 +126,7 @@ def halved(tensor: torch.Tensor) -> torch.Tensor:
 
 def measure_case(name: str, batch: int, levels: Sequence[int], cache_dir: str | None, seconds: float) -> dict[str, Any]:
     """Return one row: medians and 99th percentiles in milliseconds, errors relative to float32 without TensorFloat-32."""
+    torch._dynamo.reset()
     model = models.make(name).to(DEVICE)
     inputs, fresh = (tuple(item.to(DEVICE) for item in models.inputs(name, batch, seed=seed)) for seed in (0, 1))
     scripted = models.trace(model, *inputs)

@@ -37,6 +37,8 @@ def make_report(**fields):
             "tiacc_version": "0.1.0",
             "baseline_latency": BASELINE,
             "optimized_latency": OPTIMIZED,
+            "baseline_peak_bytes": 123_400_000,
+            "optimized_peak_bytes": 45_600_000,
             "outputs": [OutputError("output", 1.2e-6, 3e-5, 0.99999999, 2e-7)],
             "tolerance": 1e-5,
             "passes": [
@@ -203,6 +205,10 @@ tiacc 0.1.0: speed-up 2.28 at level 0, optimized in 12.3 s
 Latency              p50     ±        p90        p99       mean  calls/s  runs
   input model  10.000 ms  1.2%  10.400 ms  11.500 ms  10.100 ms   100.00   200
   optimized     4.380 ms  0.4%   4.500 ms   5.100 ms   4.400 ms   228.31   400
+
+GPU memory of a call      peak
+  input model         123.4 MB
+  optimized            45.6 MB
 
 Accuracy   max abs   max rel  rel norm      cosine
   output  1.20e-06  3.00e-05  2.00e-07  0.99999999

@@ -22,6 +22,7 @@ from tiacc.planning import half_of, plan_of
 from tiacc.progress import Progress
 from tiacc.repair import Repair
 from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport
+from tiacc.runtime import buffers
 from tiacc.samples import ModelInputs
 
 LEAST_GAIN = 1.01
@@ -288,6 +289,10 @@ class Job:
         self._describe(trial.compiled)
         report.baseline_latency, report.optimized_latency = baseline, optimized
         report.optimization_result = OptimizationResult.of(baseline, optimized)
+        if self.device.type == "cuda":
+            held = buffers.held_bytes(torch.device("cuda", self.device.index or torch.cuda.current_device()))
+            report.baseline_peak_bytes = measure.peak_bytes(lambda: models.call(self.model, self.timed_item), self.device)
+            report.optimized_peak_bytes = held + measure.peak_bytes(lambda: models.call(trial.model, self.timed_item), self.device)
         if report.precision is not None:
             mending.tell(report.precision, trial)
         self._tell(trial.accuracy, trial.tolerance)

@@ -217,6 +217,15 @@ def latencies(
     return [_summary(values) for values in times]
 
 
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    """Return the most memory that a call takes on a GPU beyond what is allocated before it, of torch's, in bytes."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def _time_on_cpu(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()

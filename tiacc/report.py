@@ -211,6 +211,8 @@ class OptimizedReport:
         achieved_level: The level of the model that was returned; 0 where no operator computes in half precision.
         baseline_latency: Of the input model; None where it was not measured.
         optimized_latency: Of the optimized model; None where it was not measured.
+        baseline_peak_bytes: The most memory that a call of the input model takes on a GPU, beside weights and inputs; None elsewhere.
+        optimized_peak_bytes: As `baseline_peak_bytes`, of the optimized model, with the memory that its engines hold between calls.
         outputs: The error of each output; empty where the model was not run.
         compared_shapes: The shapes of the calls whose outputs were compared, in the form of `DataInfo.test_data_shape`: those of the test
             data, and the min, opt and max shapes that these lack.
@@ -236,6 +238,8 @@ class OptimizedReport:
     achieved_level: int = 0
     baseline_latency: Latency | None = None
     optimized_latency: Latency | None = None
+    baseline_peak_bytes: int | None = None
+    optimized_peak_bytes: int | None = None
     outputs: list[OutputError] = field(default_factory=list)
     compared_shapes: str = ""
     accuracy_check: float | None = None

@@ -58,6 +58,7 @@ def sections(report: OptimizedReport) -> list[Section]:
     found = [
         _summary(report),
         Section("Latency", ("p50", "\N{PLUS-MINUS SIGN}", "p90", "p99", "mean", "calls/s", "runs"), [*_latency_rows(report)]),
+        Section("GPU memory of a call", ("peak",), [*_memory_rows(report)]),
         _accuracy(report),
         _half_precision(report),
         Section("Done about it", notes=report.actions),
@@ -123,6 +124,12 @@ def _latency_rows(report: OptimizedReport) -> Iterator[Row]:
 def _latency_cells(latency: Latency) -> Row:
     median, *others = (f"{time:.3f} ms" for time in (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms))
     return (median, f"{latency.doubt:.1%}", *others, f"{latency.qps:,.2f}", str(latency.runs))
+
+
+def _memory_rows(report: OptimizedReport) -> Iterator[Row]:
+    for name, size in (("input model", report.baseline_peak_bytes), ("optimized", report.optimized_peak_bytes)):
+        if size is not None:
+            yield (name, f"{size / 1e6:,.1f} MB")
 
 
 def _pass_rows(report: OptimizedReport) -> Iterator[Row]:

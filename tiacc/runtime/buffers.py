@@ -200,3 +200,11 @@ def region(device: torch.device, stream: int, size_bytes: int, allocate: Allocat
         if found is None or found.bytes.numel() < size_bytes:
             found = _regions[device, stream] = Region(size_bytes, device, stream, allocate or default_allocator())
         return found
+
+
+def held_bytes(device: torch.device) -> int:
+    """Return the size of all arenas and regions that are in use on a device, whatever their stream, in bytes."""
+    with _arenas_lock:
+        arenas = [arena.size_bytes for (home, _), arena in _arenas.items() if home == device]
+        regions = [region.bytes.numel() for (home, _), region in _regions.items() if home == device]
+    return sum(arenas) + sum(regions)

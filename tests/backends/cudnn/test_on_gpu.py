@@ -14,7 +14,7 @@ from tests.backends.cudnn.programs import error
 from tests.backends.cudnn.test_kernels import Everything
 from tiacc.backends.base import BuildSpec, Profile
 from tiacc.backends.cudnn import CudnnBackend
-from tiacc.graph import specs
+from tiacc.graph import specs, torch_compat
 from tiacc.graph.types import TensorSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not CudnnBackend().available(), reason="needs a GPU and cuDNN's frontend")]
@@ -137,3 +137,39 @@ def test_memory_is_flat_over_2000_runs(built) -> None:
         used.append((torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]))
     assert used[0][0] == used[-1][0]
     assert used[0][1] - used[-1][1] < 1 << 20
+
+
+def test_recorded_products_have_scratch_memory_of_their_own() -> None:
+    """torch keeps that of cuBLAS by stream: here first for graphs that are gone, then clears it, as `torch.compile` does."""
+    a, b = torch.randn(64, 4096, device="cuda"), torch.randn(4096, 1000, device="cuda")
+    out = torch.empty(64, 1000, device="cuda")
+
+    def multiply() -> None:
+        torch.mm(a, b, out=out)
+
+    multiply()
+    for _ in range(40):
+        torch_compat.recorded(multiply, torch.cuda.Stream())
+    graph = torch_compat.recorded(multiply, torch.cuda.Stream())
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    for _ in range(3):
+        out.fill_(float("nan"))
+        graph.replay()
+        assert error(out, (a.double() @ b.double()).float()) < 1e-5
+
+
+def test_tactics_that_are_kept_are_taken_as_they_are(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = Everything().eval(), torch.randn(SHAPE)
+    gm = subgraph(model, [x], 1)
+    (output,) = (node for node in gm.graph.nodes if node.op == "output")
+    outputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in output.args[0])
+    profiles = (Profile((SHAPE,), (SHAPE,), (SHAPE,)),)
+    spec = BuildSpec((TensorSpec(SHAPE, torch.float32),), outputs, torch.device("cuda"), profiles, {"cache_dir": tmp_path})
+    first = CudnnBackend().build(gm, spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiacc.backends.cudnn.engine.choose", None)
+        second = CudnnBackend().build(gm, spec)
+    assert second.tactics == first.tactics
+    agree(second, model.cuda(), x.cuda())

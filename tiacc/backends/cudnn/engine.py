@@ -96,10 +96,25 @@ class CudnnEngine:
             executable = self.executable(inputs, torch.cuda.current_stream(device).cuda_stream)
             executable.fill(inputs)
             cache = TacticCache(cache_dir, library.environment_key(device))
+            if self._takes_known(executable, inputs, cache):
+                return
             chosen = choose(executable.program, executable.bench, cache, seconds)
             choices = [chosen, *(overlapping(executable.program, chosen, cache) if kernels.may_overlap(device) and seconds else ())]
             self.tactics.update(min(choices, key=lambda choice: _whole(executable, choice, inputs)) if len(choices) > 1 else chosen)
             self._settle(executable, inputs, cache)
+
+    def _takes_known(self, executable: Executable, inputs: Sequence[torch.Tensor], cache: TacticCache) -> bool:
+        """Take the tactics that this program was given before, if there are such and they still work."""
+        known = cache.program(executable.program)
+        if known is None:
+            return False
+        self.tactics.update(known)
+        try:
+            self._settle(executable, inputs, cache)
+        except Exception as error:  # noqa: BLE001 - whatever cuDNN, Triton or torch raise: they are chosen anew
+            _log.info("the tactics that were kept do not work: %s", error)
+            return False
+        return True
 
     def _settle(self, executable: Executable, inputs: Sequence[torch.Tensor], cache: TacticCache) -> None:
         """Bind a program, with other tactics for steps that do not wait for what they read.
@@ -111,6 +126,7 @@ class CudnnEngine:
             executable.bind(self.tactics)
             wrong = racing.first_wrong(executable, inputs)
             if wrong is None:
+                cache.add_program(executable.program, self.tactics)
                 return cache.save()
             step = executable.program.steps[wrong]
             tactic = self.tactics[key_of(step)]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from tiacc.backends.cudnn import border, eager, memory_plan
-from tiacc.backends.cudnn.launch import Bench, Call, TritonCall
+from tiacc.backends.cudnn.fused import FusedGraph
+from tiacc.backends.cudnn.launch import Bench, Call, TritonCall, build_ahead, compile_ahead
 from tiacc.backends.cudnn.naming import key_of
 from tiacc.backends.cudnn.program import CONSTANT, Buffer, ConvStep, Program, Ref, Step, TorchStep
 from tiacc.graph import torch_compat
@@ -73,10 +74,9 @@ class Executable:
 
     def bind(self, tactics: dict[str, str]) -> None:
         """Bind each step with its tactic; one that has none gets its first."""
-        self.calls = []
-        for step in self.program.steps:
-            tactic = tactics.get(key_of(step)) or self.bench.tactics(step)[0]
-            self.calls.append(self.bench.bind(step, tactic))
+        chosen = [tactics.get(key_of(step)) or self.bench.tactics(step)[0] for step in self.program.steps]
+        self._build_ahead(chosen)
+        self.calls = [self.bench.bind(step, tactic) for step, tactic in zip(self.program.steps, chosen)]
         self.bench.forget()
         own = [isinstance(call, TritonCall) for call in self.calls]
         for place, call in enumerate(self.calls):
@@ -85,6 +85,17 @@ class Executable:
                 call.overlap(waits=place > 0 and own[place - 1], triggers=place + 1 < len(own) and own[place + 1])
             elif place > 0 and not own[place - 1] and adds_result_of(self.program.steps[place - 1], self.program.steps[place]):
                 self.calls[place] = self.bench.fenced(call)
+        if self.device.type == "cuda":
+            compile_ahead([call for call in self.calls if isinstance(call, TritonCall)])
+
+    def _build_ahead(self, chosen: Sequence[str]) -> None:
+        graphs: list[tuple[FusedGraph, list[int]]] = []
+        for step, tactic in zip(self.program.steps, chosen):
+            if tactic.startswith("cudnn:") and isinstance(step, ConvStep):
+                graph = self.bench.graph(step)
+                if graph is not None:
+                    graphs.append((graph, [int(tactic[6:])]))
+        build_ahead(graphs)
 
     def fill(self, inputs: Sequence[torch.Tensor], stream: int | None = None) -> None:
         """Bring the inputs into their buffers, converted and laid out.
@@ -112,13 +123,12 @@ class Executable:
 
     def recorded(self, count: int) -> torch.cuda.CUDAGraph:
         """Return the first steps as a CUDA graph; they have run at least once."""
-        stream = torch.cuda.Stream(self.device)
-        graph = torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+
+        def work() -> None:
             for call in self.calls[:count]:
                 call()
-        return graph
+
+        return torch_compat.recorded(work, torch.cuda.Stream(self.device))
 
     def wait(self) -> None:
         """Wait until the device has done what it was given."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ from tiacc.errors import BuildError
 
 Call = Callable[[], None]
 TORCH = "torch"
+
+WORKERS = min(16, os.cpu_count() or 2)
+"""How many kernels are compiled at a time."""
 
 COUNTERS = 4096
 """The counters of split sums; each is 0 whenever no kernel runs."""
@@ -264,6 +269,18 @@ class TritonCall:
         """Compile it without a launch; what goes wrong shows when it is launched."""
         with contextlib.suppress(Exception):
             self._kernel.warmup(*self._arguments, grid=self._grid, **self._options)
+
+
+def compile_ahead(calls: Sequence[TritonCall]) -> None:
+    """Compile kernels, several at a time: most of that is done outside of Python."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(lambda call: call.compile(), {call.variant(): call for call in calls}.values()))
+
+
+def build_ahead(graphs: Sequence[tuple[FusedGraph, Sequence[int]]]) -> None:
+    """Build plans of cuDNN graphs, several graphs at a time; those that cannot be built are left out."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(lambda item: item[0].build_all(item[1]), graphs))
 
 
 def _element_tactic(count: int) -> str:

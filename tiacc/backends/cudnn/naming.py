@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from tiacc.backends.cudnn.program import AttentionStep, ConvStep, PointwiseStep, PoolStep, Ref, Step, TorchStep
+from tiacc.backends.cudnn.program import AttentionStep, ConvStep, PointwiseStep, PoolStep, Program, Ref, Step, TorchStep
 
 
 def title(step: Step) -> str:
@@ -43,6 +43,11 @@ def signature(step: Step) -> str:
 def key_of(step: Step) -> str:
     """Return a short name for `signature`."""
     return hashlib.sha256(signature(step).encode()).hexdigest()[:20]
+
+
+def program_key(program: Program) -> str:
+    """Return a short name for all steps of a program, in their order."""
+    return hashlib.sha256(" ".join(map(key_of, program.steps)).encode()).hexdigest()[:20]
 
 
 def _plain(value: Any) -> Any:

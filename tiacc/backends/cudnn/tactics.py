@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,11 @@ import torch
 
 from tiacc.backends.cudnn import eager
 from tiacc.backends.cudnn.fused import FusedGraph
-from tiacc.backends.cudnn.launch import TORCH, Bench, Call, TritonCall
-from tiacc.backends.cudnn.naming import key_of, signature, title
+from tiacc.backends.cudnn.launch import TORCH, Bench, Call, TritonCall, build_ahead, compile_ahead
+from tiacc.backends.cudnn.naming import key_of, program_key, signature, title
 from tiacc.backends.cudnn.program import ConvStep, KernelStep, Program, Step, TorchStep
 from tiacc.errors import BuildError
+from tiacc.graph import torch_compat
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +82,17 @@ class TacticCache:
         others = {name: time for name, time in entry.get("others", {}).items() if name.startswith("triton")}
         name = min(others, key=others.__getitem__, default=None)
         return name if name is not None and others[name] <= entry["microseconds"] + slack else None
+
+    def program(self, program: Program) -> dict[str, str] | None:
+        """Return the tactics that were chosen for the steps of a program before, by `key_of`."""
+        tactics = self._known.get(program_key(program), {}).get("tactics")
+        return tactics if isinstance(tactics, dict) and all(key_of(step) in tactics for step in program.steps) else None
+
+    def add_program(self, program: Program, tactics: dict[str, str]) -> None:
+        """Note the tactics that were chosen for the steps of a program, as a whole."""
+        chosen = {key: tactics[key] for key in map(key_of, program.steps)}
+        entry = {"step": f"a program of {len(program.steps)} steps", "tactics": chosen}
+        self._known[program_key(program)] = self._new[program_key(program)] = entry
 
     def save(self) -> None:
         """Write what was added into the file, beside what others wrote meanwhile."""
@@ -170,11 +180,9 @@ def _compile_ahead(program: Program, bench: Bench, cache: TacticCache, seconds: 
                 if isinstance(call, TritonCall):
                     jobs.setdefault(call.variant(), call)
     begin = time.perf_counter()
-    workers = min(16, (os.cpu_count() or 2))
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        list(pool.map(lambda call: call.compile(), jobs.values()))
-        middle = time.perf_counter()
-        list(pool.map(lambda item: item[0].build_all(item[1]), graphs))
+    compile_ahead(list(jobs.values()))
+    middle = time.perf_counter()
+    build_ahead(graphs)
     _log.debug("%d kernels in %.1f s, %d graphs in %.1f s", len(jobs), middle - begin, len(graphs), time.perf_counter() - middle)
 
 
@@ -249,10 +257,12 @@ def microseconds(call: Callable[[], None], device: torch.device) -> float:
     with torch.cuda.stream(stream):
         call()
         stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+
+        def work() -> None:
             for _ in range(REPEATS):
                 call()
+
+        graph = torch_compat.recorded(work, stream)
         graph.replay()
         times = []
         for _ in range(ROUNDS):

@@ -1,6 +1,7 @@
 """Every private name of torch that tiacc's graph code touches, and what differs between torch 2.11 and 2.14."""
 
 from tiacc.graph.torch_compat.devices import current_stream as current_stream
+from tiacc.graph.torch_compat.devices import recorded as recorded
 from tiacc.graph.torch_compat.memory import Aliases as Aliases
 from tiacc.graph.torch_compat.operators import Parameter as Parameter
 from tiacc.graph.torch_compat.operators import bind as bind
