@@ -90,7 +90,14 @@ class CopiesIntoATurnedView(nn.Module):
         return copied, copied.view(-1)
 
 
-@pytest.mark.parametrize("kind", [CopiesARow, CopiesTurned, CopiesIntoATurnedView])
+class CopiesIntoATurnedTensor(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        copied = torch.tanh(x.t())
+        copied.copy_(y)
+        return copied, copied.t().view(-1)
+
+
+@pytest.mark.parametrize("kind", [CopiesARow, CopiesTurned, CopiesIntoATurnedView, CopiesIntoATurnedTensor])
 def test_a_copy_is_laid_out_as_what_it_is_written_into(kind: type[nn.Module]) -> None:
     result = imported(kind, [SQUARE, SQUARE], (X, Y))
     assert not result.left

@@ -148,7 +148,7 @@ def _laid_out_as(old: fx.Node, new: fx.Node, call: Call) -> fx.Node:
         if wanted.is_contiguous(memory_format=memory_format):
             is_so_too = value.is_contiguous(memory_format=memory_format)  # strides of dimensions of size 1 do not count
             return new if is_so_too else call(aten.clone.default, new, memory_format=memory_format)
-    raise CannotImportError("it writes into a tensor whose layout would change if it were made anew")
+    return call(aten.copy.default, old, new)
 
 
 def scatter(target: Any, base: fx.Node, new: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> fx.Node:
