@@ -23,7 +23,6 @@ from tests.graph.random_programs import STATE, RandomProgram, random_program
 from tiacc.backends.base import SUPPORTED, Support
 from tiacc.backends.reference import ReferenceBackend
 from tiacc.compiler import Plan, build, propose
-from tiacc.graph import exporter, torch_compat
 from tiacc.graph.importer import Assumed
 from tiacc.graph.specs import Dim, TensorSpec
 from tiacc.models import reason_of
@@ -32,8 +31,8 @@ from tiacc.passes.pipelines import pipeline
 CPU = torch.device("cpu")
 
 TORCH_FAULTS = ("Expected Tensor but got None", "There were no tensor arguments to this function")
-"""What is said when torch's interpreter has lost a value: one that a loop in a branch reads, and then ``value + result_of_loop``. It does
-so for plain TorchScript too, but the original code may be in a branch only after optimization."""
+"""What is said when torch's interpreter has lost a value: one that a loop in a branch reads, and then ``value + result_of_loop``. The rest
+of such a program says nothing."""
 
 
 class PickyBackend(ReferenceBackend):
@@ -107,9 +106,7 @@ def _check(program: RandomProgram) -> dict[str, int]:
     for args in program.calls:
         one, other = _outcome(original, args), _outcome(optimized, args)
         raised += isinstance(one[0], str)
-        if any(map(_is_torch_fault, (one[0], other[0]))):
-            if not _fails_in_a_branch(program):
-                raise AssertionError(f"it says: {other[0]}")
+        if isinstance(one[0], str) and any(text in one[0] for text in TORCH_FAULTS):
             break
         _same("the outcome", one[0], other[0])
         _same("the arguments", one[1], other[1])
@@ -120,18 +117,6 @@ def _check(program: RandomProgram) -> dict[str, int]:
     for one, other in results:  # a later call may write into what an earlier one returned, or not
         _same("an earlier result", one, other)
     return {"calls": len(program.calls), "raised": raised, "operators": operators, "regions": len(proposal.regions), "guarded": guarded}
-
-
-def _is_torch_fault(result: Any) -> bool:
-    return isinstance(result, str) and any(text in result for text in TORCH_FAULTS)
-
-
-def _fails_in_a_branch(program: RandomProgram) -> bool:
-    """Return whether torch loses a value of the program itself when that is put into a branch."""
-    module = torch_compat.frozen_copy(program.make())[0]
-    graph = torch_compat.forward_graph(module)
-    exporter.guard(graph, graph.copy(), {2: program.calls[0][2]})
-    return any(_is_torch_fault(_outcome(module, args)[0]) for args in program.calls)
 
 
 def _abstract_inputs(program: RandomProgram, chance: random.Random) -> tuple[Any, ...]:

@@ -132,6 +132,7 @@ def _add_choice(graph: torch_compat.Graph, region: Region, gm: fx.GraphModule) -
         torch_compat.replace_inputs(node, old)
     for output in region.outputs:
         fallback.registerOutput(output.value)
+    torch_compat.hold_values(graph, fallback, condition, False)
 
 
 class _Writer:
@@ -366,6 +367,8 @@ def guard(graph: torch_compat.Graph, original: torch_compat.Graph, assumptions: 
     with graph.insert_point_guard(fallback.returnNode()):
         for value in graph.insertGraph(original, inputs):
             fallback.registerOutput(value)
+    for block, outcome in ((optimized, True), (fallback, False)):
+        torch_compat.hold_values(graph, block, condition, outcome)
     for index, (old, new) in enumerate(zip(outputs, choice.outputs())):
         new.setType(old.type())
         graph.return_node().replaceInput(index, new)

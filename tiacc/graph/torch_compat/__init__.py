@@ -28,6 +28,7 @@ from tiacc.graph.torch_compat.scripts import forward_arguments as forward_argume
 from tiacc.graph.torch_compat.scripts import forward_graph as forward_graph
 from tiacc.graph.torch_compat.scripts import frozen_copy as frozen_copy
 from tiacc.graph.torch_compat.scripts import function_of as function_of
+from tiacc.graph.torch_compat.scripts import hold_values as hold_values
 from tiacc.graph.torch_compat.scripts import insert_behind as insert_behind
 from tiacc.graph.torch_compat.scripts import modules_of as modules_of
 from tiacc.graph.torch_compat.scripts import nodes_of as nodes_of

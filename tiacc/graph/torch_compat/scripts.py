@@ -248,6 +248,35 @@ def replace_inputs(node: Node, new: dict[int, Value]) -> None:
             replace_inputs(inner, new)
 
 
+def hold_values(graph: Graph, block: Block, condition: Value, outcome: bool) -> None:
+    """Keep torch's interpreter from losing values that loops read, in a block that is new around them: a branch of a ``prim::If``.
+
+    It runs a loop as a part of the node that reads its one result. A value that both read goes with the first iteration then. It does
+    not where some value of the block is read in the loop and not behind it, as constants are at the top level of a graph. So each such
+    loop is given a condition of its own that is true.
+
+    Args:
+        graph: The graph.
+        block: The branch.
+        condition: The condition of the branch.
+        outcome: What that is when the block runs.
+    """
+    nodes = list(block.nodes())
+    for loop in (node for node in nodes if node.kind() == "prim::Loop" and [len(value.uses()) for value in node.outputs()] == [1]):
+        with graph.insert_point_guard(nodes[0]):
+            kind, operands = ("aten::__or__", [condition, condition]) if outcome else ("aten::__not__", [condition])
+            condition, outcome = graph.insertNode(graph.create(kind, operands, 1)).output(), True
+            condition.setType(torch._C.BoolType.get())
+        body = next(iter(loop.blocks()))
+        carried, result = list(body.inputs())[1], list(body.outputs())[1]
+        with graph.insert_point_guard(body.returnNode()):
+            choice = graph.insertNode(graph.create("prim::If", [condition], 1))
+        for value in (result, carried):
+            choice.addBlock().registerOutput(value)
+        choice.output().setType(result.type())
+        body.returnNode().replaceInput(1, choice.output())
+
+
 def uninitialised_values(graph: Graph) -> set[int]:
     """Return the unique numbers of the values that may be variables without a value."""
     found: set[int] = set()
