@@ -186,11 +186,13 @@ def _attempts(first: int, end: int) -> Iterator[tuple[dict[str, int], str]]:
     """Yield what `attempt` returns for the programs of a range of seeds, which run in other processes, one at a time."""
     for begin in range(first, end, PROGRAMS_A_PROCESS):
         with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            for seed in range(begin, min(begin + PROGRAMS_A_PROCESS, end)):
-                try:
+            seed = begin
+            try:
+                while seed < min(begin + PROGRAMS_A_PROCESS, end):
                     yield pool.submit(attempt, seed).result()
-                except BrokenProcessPool as error:
-                    raise ProgramError(f"seed {seed}: its process crashed") from error
+                    seed += 1
+            except BrokenProcessPool as error:
+                raise ProgramError(f"seed {seed}: its process crashed") from error
 
 
 def main() -> int:
