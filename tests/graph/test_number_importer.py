@@ -32,6 +32,15 @@ class Repeated(nn.Module):
         return x[:1].relu().repeat_interleave(repeats, 0)
 
 
+class RepeatedByConstant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("repeats", torch.tensor(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu().repeat_interleave(self.repeats, 0)
+
+
 class WrittenInBranch(nn.Module):
     """A branch that is imported in part writes into the number."""
 
@@ -67,12 +76,12 @@ class WrittenThroughAlias(nn.Module):
 
 
 def imported(kind: type[nn.Module], rows: int | Dim) -> tuple[torch.jit.ScriptModule, ImportResult]:
-    scripted = torch.jit.script(kind())
+    scripted = torch.jit.script(kind().eval())
     return scripted, import_module(copy.deepcopy(scripted), [TensorSpec((rows, 4), torch.float32)])
 
 
 @pytest.mark.parametrize("rows", [3, Dim("n", 2, 3, 8)], ids=["a known size", "a size that varies"])
-@pytest.mark.parametrize("kind", [Multiplied, Repeated])
+@pytest.mark.parametrize("kind", [Multiplied, Repeated, RepeatedByConstant])
 def test_a_number_that_is_a_tensor_is_computed_with(kind: type[nn.Module], rows: int | Dim) -> None:
     scripted, result = imported(kind, rows)
     assert len(result.regions) == 1 and not result.left and not result.fixed

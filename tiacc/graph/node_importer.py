@@ -153,8 +153,10 @@ class NodeImporter(NumberImporter):
         if overload is None:
             raise CannotImportError("it is not an operator that the importer knows")
         overload = usual(overload)
-        if overload is aten.repeat_interleave.self_Tensor and isinstance(args[1], NumberTensor):  # one number for all
-            overload, args[1] = aten.repeat_interleave.self_int, args[1].number
+        if overload is aten.repeat_interleave.self_Tensor:
+            repeats = args[1].number if isinstance(args[1], NumberTensor) else self._number_behind(args[1])
+            if not isinstance(repeats, TensorRef):  # one number for all
+                overload, args[1] = aten.repeat_interleave.self_int, repeats
         if any(isinstance(arg, fx.Node) for arg in args) and not has_tensors(args) and not torch_compat.makes_tensors(overload):
             raise CannotImportError("it computes with a size that varies in a way that the importer does not know")
         if torch_compat.is_random(overload, args):
