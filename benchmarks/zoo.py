@@ -28,9 +28,11 @@ from tiacc import environment, measure, models
 from tiacc.backends.openvino import OpenVINOBackend
 from tiacc.compiler import Plan, Proposal, build, propose
 from tiacc.graph import specs
-from tiacc.graph.types import Dim, TensorSpec
-from tiacc.passes.pipelines import pipeline
+from tiacc.graph.types import Dim
+from tiacc.options import Options
+from tiacc.planning import plan_of
 from tiacc.runtime import stitch
+from tiacc.samples import resolve_inputs
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
@@ -89,13 +91,8 @@ def to_torchscript(model: nn.Module, data: tuple[Any, ...]) -> tuple[torch.jit.S
     return torch.jit.script(model), "scripted"
 
 
-def plan_for(data: tuple[Any, ...]) -> Plan:
-    def spec(item: Any) -> Any:
-        return TensorSpec(tuple(item.shape), item.dtype) if isinstance(item, torch.Tensor) else tuple(map(spec, item))
-
-    backends = (OpenVINOBackend(),)
-    options = {"num_threads": torch.get_num_threads()}
-    return Plan(tuple(map(spec, data)), ({},), pipeline(0, CPU), backends, CPU, build_options=options, examples=(data,))
+def plan_for(module: torch.jit.ScriptModule, data: tuple[Any, ...]) -> Plan:
+    return plan_of(module, resolve_inputs(test_data=[data]), 0, CPU, Options(), (OpenVINOBackend(),))
 
 
 def run(make: Make) -> dict[str, Any]:
@@ -113,7 +110,7 @@ def run(make: Make) -> dict[str, Any]:
         with torch.no_grad():
             wanted = module(*models.cloned(data))
         step = "optimize"
-        plan = plan_for(data)
+        plan = plan_for(module, data)
         proposal = propose(module, plan)
         buffer = io.BytesIO()
         compiled = build(proposal, plan)
