@@ -68,8 +68,7 @@ def _tensor_values(graph: Graph) -> list[Value]:
     while blocks:
         block = blocks.pop()
         for node in block.nodes():
-            if node.kind() != "prim::Constant":
-                values.extend(node.outputs())
+            values.extend(value for value in node.outputs() if node.kind() != "prim::Constant" or value.type().kind() == "TensorType")
             for inner in node.blocks():
                 values.extend(inner.inputs())
                 blocks.append(inner)
