@@ -1,58 +1,82 @@
-"""The section of ``docs/performance.md`` on GPUs, and its picture, from a file that `benchmarks.gpu` wrote."""
+"""The part of ``docs/performance.md`` on GPUs, and their pictures, from files that `benchmarks.gpu` wrote."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import models
 
-PICTURE = Path(__file__).parent.parent / "docs" / "images" / "gpu.svg"
+PICTURES = Path(__file__).parent.parent / "docs" / "images"
 
 NONE = "Nothing on this page was measured on a GPU."
 
-SECTION = """Measured by `benchmarks/gpu.py` into `benchmarks/results/{file}`:
+HEAD = """Measured by `benchmarks/gpu.py`, a file of `benchmarks/results` for each GPU: the cuDNN backend. Median milliseconds a call
+between CUDA events, the runners in turn in one process. *TorchScript* is the traced input model with TensorFloat-32 where torch uses it,
+*frozen* the same after `torch.jit.freeze`. *eager* and *compile* are in float16, in CUDA graphs, and are given their input in float16 and
+channels last; *compile* is `torch.compile(mode="reduce-overhead")` with frozen weights. *tiacc* takes the user's float32 tensor and
+returns float32. The error is relative to float32 without TensorFloat-32, of the model that a load of the saved file gives, on data that
+it was not tuned on. *host* is the time that a call takes on the CPU, the launch of the graph included. *optimize* includes tuning;
+kernels that a row before it compiled, and tactics that were kept, were not made again.
 
-- commit {commit}, {date}: the cuDNN backend
-- GPU: **{device}**
-- torch {torch}, cuDNN {cudnn}, Triton {triton}
+Only these rows were measured; other batches and other models were not."""
 
-Median milliseconds a call between CUDA events, the runners in turn in one process. *TorchScript* is the traced input model with
-TensorFloat-32 where torch uses it, *frozen* the same after `torch.jit.freeze`. *eager* and *compile* are in float16, in CUDA graphs, and
-are given their input in float16 and channels last; *compile* is `torch.compile(mode="reduce-overhead")` with frozen weights. *tiacc*
-takes the user's float32 tensor and returns float32. The error is relative to float32 without TensorFloat-32, of the model that a load
-of the saved file gives, on data that it was not tuned on. *host* is the time that a call takes on the CPU, the launch of the graph
-included.
+SECTION = """### {device}
 
-![How many times faster than TorchScript: eager float16, torch.compile and tiacc, by model and batch](images/gpu.svg)
+`{file}`: commit {commit}, {date}; torch {torch}, cuDNN {cudnn}, Triton {triton}
+
+![How many times faster than TorchScript: eager float16, torch.compile and tiacc, by model and batch](images/{picture})
 
 | model, input | batch | {columns} |
 |---|---|{lines}|
 {rows}
+"""
 
-Only these rows were measured; other batches, other models and level 0 were not. *optimize* includes tuning; kernels that a row before it
-compiled were not compiled again.
+LOSSLESS = """Level 0, with TensorFloat-32 where torch allows it to both; *compile* is in float32 too:
+
+| model, input | batch | {columns} |
+|---|---|{lines}|
+{rows}
+"""
+
+WRONG = """Rows without times: the results of that commit were wrong by the error that is shown, and its accuracy guard did not see it: a
+kernel of cuDNN did not wait for the one before it, in graphs alone. Both were mended since.
 """
 
 COLUMNS = (
     *("TorchScript", "frozen", "eager", "compile", "tiacc level 1", "p99", "against TorchScript", "against compile"),
     *("error", "host", "`optimize`", "load, first run"),
 )
+LOSSLESS_COLUMNS = ("TorchScript", "compile", "tiacc level 0", "against TorchScript", "against compile", "error", "error of TorchScript")
+
+LARGEST_ERROR = 5e-3
+"""A model that is off by more is wrong, and how fast it is does not matter."""
 
 BARS = (("eager_fp16_graph", "eager float16, CUDA graph", "#9aa5b1"), ("compile_fp16", "torch.compile float16", "#e0912f"))
 OURS = ("tiacc_level1", "tiacc level 1", "#2f7d5b")
 
 
-def section(path: Path | None) -> str:
-    """Return the section of a file of results, and write its picture."""
-    if path is None:
+def sections(paths: Sequence[Path]) -> str:
+    """Return the part of the page on GPUs, and write the pictures.
+
+    Args:
+        paths: The files of results, the oldest first; the newest of each GPU is shown.
+    """
+    records = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    newest = {record["device"]: (path, record) for path, record in records}
+    if not newest:
         return NONE
-    record = json.loads(path.read_text(encoding="utf-8"))
+    return "\n\n".join([HEAD, *(_section(*newest[device]).rstrip() for device in sorted(newest))])
+
+
+def _section(path: Path, record: dict[str, Any]) -> str:
     rows = sorted((row for row in record["rows"] if OURS[0] in row), key=_order)
-    PICTURE.write_text(picture(rows, record["device"]), encoding="utf-8")
+    picture_name = f"gpu-{record['device'].split()[1].lower()}.svg"
+    (PICTURES / picture_name).write_text(picture(rows, record["device"]), encoding="utf-8")
     software = record["software"]
-    return SECTION.format(
+    text = SECTION.format(
         file=path.name,
         commit=record["commit"],
         date=record["date"],
@@ -60,10 +84,28 @@ def section(path: Path | None) -> str:
         torch=software["torch"],
         cudnn=software["cuDNN"],
         triton=software["Triton"],
+        picture=picture_name,
         columns=" | ".join(COLUMNS),
         lines="|".join("---" for _ in COLUMNS),
         rows="\n".join(map(_line, rows)),
-    ).rstrip()
+    )
+    lossless = [row for row in rows if "level0" in row]
+    if lossless:
+        columns, lines = " | ".join(LOSSLESS_COLUMNS), "|".join("---" for _ in LOSSLESS_COLUMNS)
+        text += "\n" + LOSSLESS.format(columns=columns, lines=lines, rows="\n".join(map(_lossless_line, lossless)))
+    return text + ("\n" + WRONG if any(map(_is_wrong, lossless)) else "")
+
+
+def _is_wrong(row: dict[str, Any]) -> bool:
+    return bool(row["level0"]["relative_error"] > LARGEST_ERROR)
+
+
+def _lossless_line(row: dict[str, Any]) -> str:
+    times = [row[key]["p50_ms"] for key in ("torchscript", "compile_tf32", "tiacc_level0")]
+    ours = ["–"] * 3 if _is_wrong(row) else [f"{times[2]:.3f}", f"{times[0] / times[2]:.2f}×", f"{times[1] / times[2]:.2f}×"]
+    errors = [f"{row['level0']['relative_error']:.1e}", f"{row['torchscript_relative_error']:.1e}"]
+    cells = [_title(row), row["batch"], *(f"{time:.3f}" for time in times[:2]), *ours, *errors]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _order(row: dict[str, Any]) -> tuple[int, int]:

@@ -56,10 +56,14 @@ NO_BF16 = (
 )
 
 
-def newest(kind: str = "cpu") -> Path | None:
-    """Return the newest file of results, by the date and then the time that it was recorded at; None if there is none."""
-    found = sorted(RESULTS.glob(f"{kind}-*.json"), key=lambda path: (load(path)["date"], load(path).get("time", "")))
-    return found[-1] if found else None
+def newest() -> Path | None:
+    """Return the newest file of results on a CPU; None if there is none."""
+    return found[-1] if (found := recorded("cpu")) else None
+
+
+def recorded(kind: str) -> list[Path]:
+    """Return the files of results of a kind, ``"cpu"`` or ``"gpu"``, by the date and then the time that they were recorded at."""
+    return sorted(RESULTS.glob(f"{kind}-*.json"), key=lambda path: (load(path)["date"], load(path).get("time", "")))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def page(path: Path) -> str:
         remark="" if record["cpu_has_bf16"] else NO_BF16,
         costs="\n".join(_costs(figures)),
         failed="" if record["all_passed"] else FAILED,
-        gpu=gpu_table.section(newest("gpu")),
+        gpu=gpu_table.sections(recorded("gpu")),
     )
 
 

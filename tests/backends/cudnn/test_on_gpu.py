@@ -166,7 +166,7 @@ def test_tactics_that_are_kept_are_taken_as_they_are(tmp_path) -> None:
     (output,) = (node for node in gm.graph.nodes if node.op == "output")
     outputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in output.args[0])
     profiles = (Profile((SHAPE,), (SHAPE,), (SHAPE,)),)
-    spec = BuildSpec((TensorSpec(SHAPE, torch.float32),), outputs, torch.device("cuda"), profiles, {"cache_dir": tmp_path})
+    spec = BuildSpec((TensorSpec(SHAPE, torch.float32),), outputs, torch.device("cuda"), profiles, options={"cache_dir": tmp_path})
     first = CudnnBackend().build(gm, spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiacc.backends.cudnn.engine.choose", None)

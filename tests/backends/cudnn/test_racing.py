@@ -68,8 +68,9 @@ def test_what_is_no_number_is_no_error() -> None:
 
 def test_another_tactic_takes_the_place(made, tmp_path, monkeypatch) -> None:
     executable, inputs = made
-    step = executable.program.steps[1]
-    engine = CudnnEngine(block(), (TensorSpec((2, 16, 9, 7), torch.float32),), (), (), (False, False), {key_of(step): "cudnn:1"})
+    first, step = executable.program.steps
+    tactics = {key_of(first): "torch", key_of(step): "cudnn:1"}
+    engine = CudnnEngine(block(), (TensorSpec((2, 16, 9, 7), torch.float32),), (), (), (False, False), tactics)
     cache = TacticCache(tmp_path, "here")
     cache.add(step, [(3.0, "cudnn:1"), (4.0, "triton:1"), (5.0, "cudnn:0")])
     wrong = iter([1, 1, None])
@@ -89,3 +90,20 @@ def test_a_sum_that_has_just_been_written_is_waited_for(made) -> None:
     assert not adds_result_of(first, second)  # it is what the second step convolves; it adds the input
     shortcut = ConvStep(**{**vars(second), "operands": (first.out,)})
     assert adds_result_of(first, shortcut)
+
+
+def test_the_tactics_of_a_whole_program_are_kept(made, tmp_path) -> None:
+    executable, inputs = made
+    keys = [key_of(step) for step in executable.program.steps]
+    spec = TensorSpec((2, 16, 9, 7), torch.float32)
+    engine = CudnnEngine(block(), (spec,), (), (), (False, False), dict.fromkeys(keys, "torch"))
+    assert not engine._takes_known(executable, inputs, TacticCache(tmp_path, "here"))
+    with torch.no_grad():
+        engine._settle(executable, inputs, TacticCache(tmp_path, "here"))
+    other = CudnnEngine(block(), (spec,), (), (), (False, False))
+    with torch.no_grad():
+        assert other._takes_known(executable, inputs, TacticCache(tmp_path, "here"))
+    assert other.tactics == engine.tactics
+    assert not other._takes_known(executable, inputs, TacticCache(tmp_path, "elsewhere"))
+    executable.bind = lambda tactics: 1 / 0
+    assert not other._takes_known(executable, inputs, TacticCache(tmp_path, "here"))
