@@ -116,7 +116,7 @@ def test_weights_of_keys_come_from_the_products_that_are_mixed(mask: torch.Tenso
     assert "attention" not in {kind for kind, _ in definition.conversion.kinds}
 
 
-_READ_TWICE = {
+_WITHOUT_LAYER = {
     "two layers of one query": lambda q, k, v: (_SDPA(q, k, v), _SDPA(q, v, k)),
     "causal or not": lambda q, k, v: (_SDPA(q, k, v), _SDPA(q, k, v, None, 0.0, True)),
     "the scaled query": lambda q, k, v: (_SDPA(q, k, v), aten.relu.default(aten.mul.Tensor(q, 8**-0.5))),
@@ -126,13 +126,15 @@ _READ_TWICE = {
     "a multiple of a multiple": lambda q, k, v: (
         (lambda x: (_SDPA(aten.mul.Scalar(x, 0.7), k, v), aten.relu.default(x)))(aten.mul.Scalar(q, 0.3))
     ),
+    "joined with its value": lambda q, k, v: (lambda x: aten.cat.default([x, _SDPA(k, k, x)], -1))(aten.relu.default(v)),
+    "joined with another": lambda q, k, v: aten.cat.default([_SDPA(aten.relu.default(q), k, v), _SDPA(q, v, k)], 2),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("function", _READ_TWICE.values(), ids=_READ_TWICE)
-def test_no_layer_where_a_multiple_that_it_would_take_in_is_read_twice(function: Any, dtype: torch.dtype) -> None:
-    """RTX 1.7.1 cannot build such layers; it ends the process where two of them read the same."""
+@pytest.mark.parametrize("function", _WITHOUT_LAYER.values(), ids=_WITHOUT_LAYER)
+def test_no_layer_where_it_does_not_build(function: Any, dtype: torch.dtype) -> None:
+    """RTX 1.7.1 fails where a multiple that the layer would take in is read twice, and where the result is joined as it is."""
     definition = check_graph(graph_of(function, 3), [tensor.to(dtype) for tensor in (_Q, _K, _V)])
     assert "attention" not in {kind for kind, _ in definition.conversion.kinds}
     types = [spec_of(tensor.to(dtype)) for tensor in (_Q, _K, _V)]

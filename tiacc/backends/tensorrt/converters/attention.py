@@ -26,6 +26,10 @@ OPERANDS = FLOATS | {torch.bool}
 _SCALING = frozenset({aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.scaled_dot_product_attention.default})
 """Operators that may multiply a tensor by a number."""
 
+_JOINING = frozenset({aten.cat.default, aten.concat.default, aten.concatenate.default, aten.hstack.default, aten.vstack.default,
+                      aten.dstack.default, aten.column_stack.default})  # fmt: skip
+"""Operators that may join tensors as they are."""
+
 
 # -- the attention of tensors -----------------------------------------------------------------------------------------------------
 
@@ -51,7 +55,7 @@ def attend(
         mask: Broadcast to ``(..., heads, L, S)``: of bools that are true where a query may attend, or of numbers to add. None for none.
         is_causal: Whether query i attends to the keys 0 to i only.
         scale: The factor.
-        is_alone: Whether query and key may be those of TensorRT's layer (`_is_alone`).
+        is_alone: Whether TensorRT's layer may be among the layers round it (`_is_alone`).
     """
     scaled = net.binary("PROD", query, scale)
     if is_alone and net.flavour.has("attention") and _fits_layer(net, query, key, value, mask):
@@ -70,12 +74,15 @@ def _fits_layer(net: Conversion, query: Tensor, key: Tensor, value: Tensor, mask
 
 
 def _is_alone(call: Call) -> bool:
-    """Return whether the query and the key of a node may be those of an attention layer.
+    """Return whether an attention layer may stand where a node does.
 
     A tensor times a number becomes part of the layer that it is the query or key of. RTX 1.7.1 fails where that product has another
-    reader, and the process ends where this is another attention layer.
+    reader, and the process ends where this is another attention layer. It also fails to join the result with what the layer reads, and
+    with the result of another one.
     """
     net, query, key = call.net, call.args["query"], call.args["key"]
+    if any(user.target in _JOINING for user in call.node.users):
+        return False
     if any(user.target in _SCALING for user in query.users if user is not call.node):  # perhaps by the same number
         return False
     if query is key and _is_multiple(net, key):
