@@ -90,8 +90,8 @@ def test_models_are_timed_in_turn_until_their_medians_are_stable(clock: Any) -> 
 
     slow, fast = measure.latencies([model("slow", 10), model("fast", 4)], CPU, seconds=1000)
     assert slow.runs == fast.runs == 40
-    assert order[:6] == ["slow"] * 3 + ["fast"] * 3
-    pairs = [set(order[place : place + 2]) for place in range(6, len(order), 2)]
+    assert order[:4] == ["slow"] * 2 + ["fast"] * 2
+    pairs = [set(order[place : place + 2]) for place in range(4, len(order), 2)]
     assert all(pair == {"slow", "fast"} for pair in pairs)
     assert slow.p50_ms == pytest.approx(10, abs=0.01) and fast.p50_ms == pytest.approx(4, abs=0.01)
     assert measure.is_told(slow, fast, 1.01) and measure.is_told(slow, fast, 2.4) and not measure.is_told(slow, fast, 2.499)
@@ -108,7 +108,7 @@ def test_the_budget_ends_a_measurement_that_does_not_settle(clock: Any) -> None:
     assert 40 < latency.runs < 60
     assert latency.doubt > 0.1
     (short,) = measure.latencies([ever_slower], CPU, seconds=0, called=2, least=4)
-    assert short.runs == 4 and count[0] == 3 + latency.runs + 1 + 4
+    assert short.runs == 4 and count[0] == 2 + latency.runs + 4
 
 
 def test_doubt_falls_with_the_number_of_calls(clock: Any) -> None:
@@ -124,12 +124,17 @@ def test_doubt_falls_with_the_number_of_calls(clock: Any) -> None:
     assert not measure.is_told(Latency(10.1, 0, 0, 0, 9, 0.02), Latency(10, 0, 0, 0, 9, 0.02), 1.01)
 
 
-@pytest.mark.parametrize(("short_call_ms", "calls_a_turn"), [(1e9, 2), (0.0, 1)])
-def test_short_calls_follow_themselves(monkeypatch: pytest.MonkeyPatch, short_call_ms: float, calls_a_turn: int) -> None:
+@pytest.mark.parametrize(("short_call_ms", "turns"), [(1e9, ["baa", "abb"]), (0.0, ["ba", "ab"])])
+def test_short_calls_follow_themselves(monkeypatch: pytest.MonkeyPatch, short_call_ms: float, turns: list[str]) -> None:
     monkeypatch.setattr(measure, "SHORT_CALL_MS", short_call_ms)
     monkeypatch.setattr(measure, "MAX_CALLS", 6)
     order: list[str] = []
     found = measure.latencies([lambda: order.append("a"), lambda: order.append("b")], CPU, seconds=1e9)
-    turns = order[2 * measure.WARM_UP_CALLS + 2 :]  # after the first turn, which tells how long a call takes
     assert [latency.runs for latency in found] == [6, 6]
-    assert turns == [name for turn in range(5) for name in ("ab" if turn % 2 == 0 else "ba") for _ in range(calls_a_turn)]
+    assert "".join(order) == "aabb" + "".join(turns) * 3
+
+
+def test_few_calls_tell_only_what_is_clear() -> None:
+    sure = [Latency(ms, 0, 0, 0, 2, 0.001) for ms in (10.5, 10.0)]
+    assert measure.is_told(*sure, 1.01) and not measure.is_told(*sure, 1.01, margin=0.1)
+    assert measure.is_told(Latency(12, 0, 0, 0, 2, 0.001), sure[1], 1.01, margin=0.1)

@@ -31,8 +31,11 @@ LEAST_GAIN = 1.01
 TIMING_SHARE = 0.1
 """The part of the time before it that a measurement takes which tells at once whether a model is faster."""
 
-SHORT_CALLS = 3
-"""How often each model is called at least in such a measurement."""
+SHORT_CALLS = 2
+"""How often each model is timed at least in such a measurement."""
+
+SHORT_MARGIN = 0.1
+"""By how much one model must be faster than the other for it, as a part."""
 
 LONGEST_TIMING = 10.0
 """How long a measurement may take, in seconds, that decides between models about as fast as each other."""
@@ -278,7 +281,8 @@ class Job:
             if seconds is None:
                 called, least = self.guard.calls_before(self.timed_item), min(SHORT_CALLS, measure.MIN_CALLS)
                 baseline, optimized = measure.latencies(calls, self.device, self._short_seconds, called=called, least=least)
-                if all(measure.is_told(baseline, optimized, bar) for bar in (LEAST_GAIN, self.settings.require_speedup or LEAST_GAIN)):
+                bars = (LEAST_GAIN, self.settings.require_speedup or LEAST_GAIN)
+                if all(measure.is_told(baseline, optimized, bar, SHORT_MARGIN) for bar in bars):
                     return baseline, optimized
             baseline, optimized = measure.latencies(calls, self.device, seconds or LONGEST_TIMING)
         return baseline, optimized

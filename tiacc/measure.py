@@ -15,8 +15,8 @@ import torch
 from tiacc.errors import AccuracyError, InvalidArgumentError
 from tiacc.report import Latency, OutputError
 
-WARM_UP_CALLS = 3
-"""TorchScript compiles in its first two calls; they are never timed."""
+WARM_UP_CALLS = 2
+"""TorchScript compiles in its first two calls, and an engine on a GPU records a graph in its second; they are never timed."""
 
 MIN_CALLS = 5
 MAX_CALLS = 2000
@@ -24,7 +24,7 @@ STABLE_SPREAD = 0.01
 """Timing stops before its budget when the medians of the two halves of every model's calls differ by less than this part."""
 
 SHORT_CALL_MS = 300.0
-"""A call on the CPU that takes less is made twice in its next turns, and the second is timed.
+"""A call on the CPU that takes less, behind one of another model, is made again, and the second is what counts.
 
 A model in use follows itself. The first call follows another model, whose threads still spin and whose weights fill the caches: behind
 TorchScript, ResNet-50 in OpenVINO takes 1.15 of its time.
@@ -186,14 +186,14 @@ def latencies(
 ) -> list[Latency]:
     """Time several functions in turn, so that whatever else the machine does weighs on all of them alike.
 
-    They are warmed up, which the budget does not count, then called in turn, short ones twice with the second timed, until `seconds` have
-    passed or the medians are stable.
+    They are warmed up, which the budget does not count, then called in turn, there and back, short ones twice where another came before,
+    until `seconds` have passed or the medians are stable.
 
     Args:
         calls: What to time.
         device: Where they run; on a GPU the time is between CUDA events.
         seconds: The budget for all of them together, in seconds.
-        called: How often each has been called before, which need not be done again to warm it up.
+        called: How often each has been called before, in their order, which need not be done again to warm it up.
         least: How often each is timed at least; None for `MIN_CALLS`.
 
     Returns:
@@ -206,12 +206,14 @@ def latencies(
             timer(call)
     least = MIN_CALLS if least is None else least
     end = time.perf_counter() + seconds
+    before = len(calls) - 1
     for count in range(1, MAX_CALLS + 1):
-        for index in range(len(calls)):
-            place = (index + count) % len(calls)
-            if device.type == "cpu" and times[place] and times[place][-1] < SHORT_CALL_MS:
-                calls[place]()
-            times[place].append(timer(calls[place]))
+        for place in reversed(range(len(calls))) if count % 2 else range(len(calls)):
+            found = timer(calls[place])
+            if device.type == "cpu" and place != before and found < SHORT_CALL_MS:
+                found = timer(calls[place])
+            times[place].append(found)
+            before = place
         if count >= least and (time.perf_counter() > end or (count >= 40 and count % 20 == 0 and all(map(_is_stable, times)))):
             break
     return [_summary(values) for values in times]
@@ -260,10 +262,17 @@ def _summary(values: Sequence[float]) -> Latency:
     return Latency(median, percentile(0.9), percentile(0.99), statistics.fmean(ordered), len(ordered), doubt)
 
 
-def is_told(slower: Latency, faster: Latency, ratio: float) -> bool:
-    """Return whether measurements tell on which side of `ratio` the ratio of two latencies is, whatever either median may be off by."""
+def is_told(slower: Latency, faster: Latency, ratio: float, margin: float = 0.0) -> bool:
+    """Return whether measurements tell on which side of `ratio` the ratio of two latencies is, whatever either median may be off by.
+
+    Args:
+        slower: The one latency.
+        faster: The other.
+        ratio: What their ratio is held against.
+        margin: How far it must be from that, as a part of it, however sure the medians seem: few calls may agree by chance.
+    """
     found = slower.p50_ms / faster.p50_ms
-    return abs(found - ratio) > (slower.doubt + faster.doubt) * found
+    return abs(found - ratio) > max((slower.doubt + faster.doubt) * found, margin * ratio)
 
 
 @contextmanager
