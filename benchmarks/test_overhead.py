@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import subprocess
 import sys
 import time
@@ -124,7 +125,8 @@ def test_checking(benchmark, level: int) -> None:
 def blocks(nodes: int) -> fx.GraphModule:
     """A graph with work for every pass.
 
-    Convolutions with BatchNorm, dropout, identities, the same value twice, constants, dead code, and an operator of another package.
+    A fused layer of attention, then convolutions with BatchNorm, dropout, identities, the same value twice, constants, dead code, and an
+    operator of another package.
     """
     generator = torch.Generator().manual_seed(0)
     root, graph = torch.nn.Module(), fx.Graph()
@@ -133,7 +135,10 @@ def blocks(nodes: int) -> fx.GraphModule:
         root.register_buffer(name, torch.rand(shape, generator=generator) + 0.5)
         return graph.get_attr(name)
 
-    x = graph.placeholder("x")
+    rows = graph.call_function(aten.view.default, (graph.placeholder("x"), [1, 4, 4]))
+    weights = [constant(name, *shape) for name, *shape in (("qkv", 12, 4), ("qkv_bias", 12), ("project", 4, 4), ("project_bias", 4))]
+    attended = graph.call_function(aten._native_multi_head_attention.default, (rows, rows, rows, 4, 2, *weights, None, False))
+    x = graph.call_function(aten.view.default, (graph.call_function(operator.getitem, (attended, 0)), [1, 4, 2, 2]))
     index = 0
     while len(graph.nodes) < nodes:
         weight, offset = constant(f"weight{index}", 4, 4, 1, 1), constant(f"offset{index}", 4, 1, 1)
