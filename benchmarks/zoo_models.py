@@ -147,7 +147,7 @@ def _timm(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     import timm
 
     model = timm.create_model(name, pretrained=False, **({"depth": 4} if name in FEW_BLOCKS else {}))
-    needs_own_size = model.pretrained_cfg.get("fixed_input_size", False) or name.startswith(("bat_", "halo"))
+    needs_own_size = model.pretrained_cfg.get("fixed_input_size", False) or name.startswith("bat_") or "halo" in name
     small = 56 if name == "deepseek_vit_412m" else 64
     return model, (image(model.pretrained_cfg["input_size"][-1] if needs_own_size else small, 1, 3),)
 

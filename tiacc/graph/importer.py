@@ -187,7 +187,7 @@ class _Importer:
         kind = node.kind()
         blocks = list(node.blocks())
         for value in torch_compat.written_values(node):
-            self.facts.share(value, self.aliases)
+            self.facts.share(node, value, self.aliases)
         self.left.append(Left(kind, reason, torch_compat.source_of(node)))
         for number, block in enumerate(blocks):
             part = ("then", "else")[number] if kind == "prim::If" else "body"

@@ -30,9 +30,9 @@ class Facts:
     assumptions: dict[int, Any] = field(default_factory=dict)
     must_restart: bool = False
 
-    def share(self, value: torch_compat.Value, aliases: torch_compat.Aliases) -> None:
-        """Note that a tensor is written into where other code can see it: every tensor that may share its memory stays real."""
-        names = aliases.of(value)
+    def share(self, node: torch_compat.Node, value: torch_compat.Value, aliases: torch_compat.Aliases) -> None:
+        """Note that a node writes into a tensor where other code can see it: every tensor that may share its memory stays real."""
+        names = aliases.when_written(node, value)
         if not names <= self.shared_writes:
             self.shared_writes |= names
             self.must_restart = True

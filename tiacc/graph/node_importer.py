@@ -218,7 +218,7 @@ class NodeImporter(NumberImporter):
         if written != (0,) or not isinstance(target, TensorRef):
             raise CannotImportError("it writes into an argument other than its first")
         if target.storage.is_external:
-            self.facts.share(next(iter(node.inputs())), self.builder.knowledge.aliases)
+            self.facts.share(node, next(iter(node.inputs())), self.builder.knowledge.aliases)
             raise CannotImportError("it writes into memory that other code can see")
         if any(isinstance(arg, TensorRef) and overlaps(target, arg) for arg in args[1:]):
             raise CannotImportError("it reads a part of the memory that it writes into")
