@@ -226,25 +226,26 @@ def is_right(row: dict[str, Any]) -> bool:
 def write_page(rows: dict[str, dict[str, Any]]) -> None:
     ran = [row for row in rows.values() if "failure" not in row]
     right = sum(map(is_right, ran))
-    shares = [row["flops"] for row in ran if row["flops"] is not None]
-    paid = [row["speed_up"] for row in ran]
     measured = " and ".join(sorted({row["settings"] for row in rows.values()}))
-    sizes = ", ".join(f"{sum(name.startswith(kind) for name in rows)} of {kind[:-1]}" for kind in KINDS)
     segments = [row["segments"] for row in ran]
     whole, many = segments.count(1), sum(count > 8 for count in segments)
     lines = [
         "# Models that were tried",
         "",
         f"Written by `make zoo` from `benchmarks/results/{RESULTS.name}`: {len(rows)} of the {len(all_models())} models that the sweep "
-        f"knows ({sizes}), with random weights and small inputs, optimized losslessly for the CPU, saved, loaded and compared with the "
+        "knows, with random weights and small inputs, optimized losslessly for the CPU, saved, loaded and compared with the "
         f"original ({measured}).",
         "",
         f"* {len(ran)} came back, {right} of them with a relative error of {TOLERANCE:g} at most (and 99 % of the boxes, for those that "
         f"detect); {len(rows) - len(ran)} did not, with the reason in the last column.",
-        f"* In the median model {100 * median(shares):.1f} % of the FLOPs are in engines; {whole} models are one engine, {many} are more "
-        "than eight.",
-        f"* The median speed-up over TorchScript is {median(paid):.2f}, roughly: each model was timed for less than a second, at a small "
-        "input, beside other work. What is slower than the original here would not be returned by `tiacc.optimize`.",
+        f"* {whole} models are one engine, {many} are more than eight. FLOPs are counted in matrix products and convolutions; models "
+        "without any, and quantised ones, have no share. What a pass has computed ahead counts as outside.",
+        "* Speed-ups over TorchScript are rough: each model was timed for less than a second, at a small input, beside other work. What is "
+        "slower than the original here would not be returned by `tiacc.optimize`.",
+        "",
+        "| of | models | came back right | FLOPs in engines, median | speed-up, median, roughly |",
+        "|---|---|---|---|---|",
+        *(_summary(kind, [row for name, row in rows.items() if name.startswith(kind)]) for kind in KINDS),
         "",
         "| model | how | operators | in engines | engines | FLOPs in engines | relative error | speed-up, roughly |",
         "|---|---|---|---|---|---|---|---|",
@@ -261,6 +262,13 @@ def write_page(rows: dict[str, dict[str, Any]]) -> None:
         figures = f"{row['operators']} | {row['in_segments']} | {row['segments']} | {share} | {row['error']:.1e} | {row['speed_up']:.2f}"
         lines.append(f"| {name} | {row['how']} | {figures} |")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _summary(kind: str, rows: list[dict[str, Any]]) -> str:
+    ran = [row for row in rows if "failure" not in row]
+    shares = [row["flops"] for row in ran if row["flops"] is not None]
+    figures = f"{100 * median(shares):.1f} % | {median(row['speed_up'] for row in ran):.2f}" if shares else " | "
+    return f"| {kind[:-1]} | {len(rows)} | {sum(map(is_right, rows))} | {figures} |"
 
 
 def _version() -> str:

@@ -205,11 +205,9 @@ class First(nn.Module):
 
 
 def transformers_models() -> Iterator[tuple[str, Make]]:
-    """Small configurations of the architectures of `transformers`, where that is installed."""
-    try:
-        import transformers
-    except ImportError:
-        return
+    """Small configurations of the architectures of `transformers`."""
+    import transformers
+
     for name in (*TEXT, *AUDIO, *VISION):
         if name in transformers.CONFIG_MAPPING:
             yield f"transformers/{name}", lambda name=name: _transformer(name)
