@@ -93,6 +93,18 @@ def test_cudnn_programs_compute_it_in_float16(name: str) -> None:
     found.assert_right(programs.run(program, [found.x]))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not base.backends.get("cudnn")().available(), reason="needs a GPU and cuDNN's frontend")
+@pytest.mark.parametrize("name", list(LOCAL))
+def test_cudnn_engines_compute_it_in_float16(name: str) -> None:
+    """The kernels themselves, launched one by one, and as a graph."""
+    found = case(name, torch.float16)
+    spec = dataclasses.replace(found.spec(tuning_seconds=5.0), device=torch.device("cuda", torch.cuda.current_device()))
+    engine = base.require("cudnn").build(found.graph, spec)
+    for _ in range(3):
+        found.assert_right([output.cpu() for output in engine.run([found.x.cuda()])])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 @pytest.mark.parametrize("name", list(LOCAL))
 def test_tensorrt_networks_compute_it_in_float16(name: str) -> None:
