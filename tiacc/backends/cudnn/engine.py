@@ -94,10 +94,10 @@ class CudnnEngine:
         device = inputs[0].device
         with torch.cuda.device(device), torch.no_grad():
             executable = self.executable(inputs, torch.cuda.current_stream(device).cuda_stream)
-            executable.fill(inputs)
             cache = TacticCache(cache_dir, library.environment_key(device))
             if self._takes_known(executable, inputs, cache):
                 return
+            executable.fill(inputs)
             chosen = choose(executable.program, executable.bench, cache, seconds)
             choices = [chosen, *(overlapping(executable.program, chosen, cache) if kernels.may_overlap(device) and seconds else ())]
             self.tactics.update(min(choices, key=lambda choice: _whole(executable, choice, inputs)) if len(choices) > 1 else chosen)
