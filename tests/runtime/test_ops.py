@@ -83,6 +83,11 @@ def test_an_input_the_engine_was_not_built_for_is_refused(x: torch.Tensor, said:
     assert info.match("optimize again with input_shapes")
 
 
+def test_an_input_on_another_device_is_refused() -> None:
+    with pytest.raises(Exception, match=r"float32\[4, 3\] on meta, and .* on cpu; move the input there"):
+        model(engine_blob())(torch.ones(4, 3, device="meta"))
+
+
 def test_separate_shapes_are_a_set_not_a_range() -> None:
     profiles = tuple(Profile(((rows, 3),), ((rows, 3),), ((rows, 3),)) for rows in (2, 6))
     loaded = model(engine_blob(profiles))

@@ -80,9 +80,12 @@ class LoadedEngine:
         for index, (tensor, spec) in enumerate(zip(inputs, self.header.inputs)):
             given = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)} on {tensor.device.type}"
             if tensor.dtype != spec.dtype or tensor.device.type != self._device or not spec.admits(tensor.shape):
+                hint = "give such an input, or optimize again with input_shapes that include this one"
+                if tensor.device.type != self._device:
+                    hint = "move the input there: an engine runs on the type of device that it was built for"
                 return (
                     f"input {index} of a {self.header.backend} engine is {given}, and the engine takes {_describe(spec)} on "
-                    f"{self._device}; give such an input, or optimize again with input_shapes that include this one"
+                    f"{self._device}; {hint}"
                 )
         taken = "; ".join(str(profile.opt) for profile in self.header.profiles)
         return (
