@@ -21,15 +21,20 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not CudnnBackend().available()
 SHAPE = (2, 3, 61, 45)
 
 
+def build(model: nn.Module, shape: tuple[int, ...], level: int, **options):
+    """Return the engine of a model with one input."""
+    gm = subgraph(model, [torch.randn(shape)], level)
+    outputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in gm.graph.output_node().args[0])
+    profiles = (Profile((shape,), (shape,), (shape,)),)
+    spec = BuildSpec((TensorSpec(shape, torch.float32),), outputs, torch.device("cuda"), profiles, options=options)
+    return CudnnBackend().build(gm, spec)
+
+
 @pytest.fixture(scope="module")
 def built():
     torch.manual_seed(0)
-    model, x = Everything().eval(), torch.randn(SHAPE)
-    gm = subgraph(model, [x], 1)
-    (output,) = (node for node in gm.graph.nodes if node.op == "output")
-    outputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in output.args[0])
-    spec = BuildSpec((TensorSpec(SHAPE, torch.float32),), outputs, torch.device("cuda"), (Profile((SHAPE,), (SHAPE,), (SHAPE,)),))
-    return CudnnBackend().build(gm, spec), model.cuda()
+    model = Everything().eval()
+    return build(model, SHAPE, 1), model.cuda()
 
 
 def agree(engine, model, x: torch.Tensor) -> None:
@@ -50,9 +55,7 @@ def test_kernels_wait_for_what_they_read() -> None:
     shape = (32, 1024, 14, 14)
     shortcut = nn.Sequential(nn.Conv2d(1024, 2048, 1, 2, bias=False), nn.BatchNorm2d(2048))
     model = nn.Sequential(Bottleneck(1024, 512, 2, shortcut), Bottleneck(2048, 512)).eval()
-    gm = subgraph(model, [torch.randn(shape)], 0)
-    spec, out = TensorSpec(shape, torch.float32), TensorSpec((32, 2048, 7, 7), torch.float32)
-    engine = CudnnBackend().build(gm, BuildSpec((spec,), (out,), torch.device("cuda"), (Profile((shape,), (shape,), (shape,)),)))
+    engine = build(model, shape, 0)
     model = model.cuda()
     for seed in range(5):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).cuda()
@@ -161,15 +164,10 @@ def test_recorded_products_have_scratch_memory_of_their_own() -> None:
 
 def test_tactics_that_are_kept_are_taken_as_they_are(tmp_path) -> None:
     torch.manual_seed(0)
-    model, x = Everything().eval(), torch.randn(SHAPE)
-    gm = subgraph(model, [x], 1)
-    (output,) = (node for node in gm.graph.nodes if node.op == "output")
-    outputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in output.args[0])
-    profiles = (Profile((SHAPE,), (SHAPE,), (SHAPE,)),)
-    spec = BuildSpec((TensorSpec(SHAPE, torch.float32),), outputs, torch.device("cuda"), profiles, options={"cache_dir": tmp_path})
-    first = CudnnBackend().build(gm, spec)
+    model = Everything().eval()
+    first = build(model, SHAPE, 1, cache_dir=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiacc.backends.cudnn.engine.choose", None)
-        second = CudnnBackend().build(gm, spec)
+        second = build(model, SHAPE, 1, cache_dir=tmp_path)
     assert second.tactics == first.tactics
-    agree(second, model.cuda(), x.cuda())
+    agree(second, model.cuda(), torch.randn(SHAPE).cuda())
