@@ -9,7 +9,7 @@ import torch
 from torch.nn import Parameter
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, refused
+from tests.backends.tensorrt.harness import check, check_graph, graph_of, interpret, needs_rtx, one_node, refused
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -148,6 +148,23 @@ def test_number_needs_no_layer_of_its_own_twice() -> None:
     gm = graph_of(lambda x: aten.mul.Scalar(aten.mul.Scalar(x, 3), 3), 1)
     definition = check_graph(gm, [torch.randn(2, 2)])
     assert definition.network.num_layers == 3
+
+
+@pytest.mark.parametrize("divisor", [0.3, Parameter(torch.tensor([0.3]))], ids=["number", "tensor"])
+def test_division_by_a_number_is_a_product(divisor: object) -> None:
+    """RTX 1.7.1 ends the process where a convolution is divided by a number and then multiplied."""
+    x = torch.randn(2, 4, 6, 8)
+    gm, inputs = one_node(aten.div.Tensor, x, divisor)
+    (result,) = interpret(check_graph(gm, inputs), inputs)
+    assert torch.equal(result, x * torch.tensor(1 / 0.3))
+    weight = torch.randn(4, 4, 1, 1)
+    conv = graph_of(lambda x, w: aten.relu.default(aten.mul.Scalar(aten.div.Scalar(aten.conv2d.default(x, w), 0.3), 0.7)), 2)
+    check_graph(conv, [x, weight], compile=True)
+
+
+@pytest.mark.parametrize("divisor", [2.0**-18, 2.0**15, 0.0])
+def test_division_by_a_number_whose_reciprocal_has_few_digits_is_a_division(divisor: float) -> None:
+    check(aten.div.Scalar, torch.tensor([0.0, 1e-3, 2.0, 6e4], dtype=torch.float16), divisor, compile=True)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def addcmul(call: Call) -> Value:
 def addcdiv(call: Call) -> Value:
     """Self + value · tensor1 / tensor2."""
     net, dtype = call.net, call.dtype
-    quotient = net.binary("DIV", call.operand("tensor1"), call.operand("tensor2"), dtype)
+    quotient = _quotient(net, call.operand("tensor1"), call.operand("tensor2"), dtype)
     return net.binary("SUM", call.operand("self"), _scaled(net, quotient, call.number("value"), dtype), dtype)
 
 
@@ -93,8 +93,22 @@ def lerp(call: Call) -> Value:
     symbolic=("other",),
 )
 def div(call: Call) -> Value:
-    """A quotient in floating point; division by a known number is a product with its reciprocal where that is exact."""
-    return call.net.binary("DIV", call.operand("self"), call.operand("other"), call.dtype)
+    """A quotient in floating point."""
+    return _quotient(call.net, call.operand("self"), call.operand("other"), call.dtype)
+
+
+def _quotient(net: Conversion, first: Value, second: Value, dtype: torch.dtype) -> Tensor:
+    """Return first / second; by a number known now it is a product with the reciprocal, as in torch's own kernel for GPUs.
+
+    RTX 1.7.1 ends the process where what a convolution or normalisation computes is divided by a number, and then multiplied.
+    """
+    if not isinstance(second, (int, float, torch.Tensor)) or (isinstance(second, torch.Tensor) and second.numel() != 1):
+        return net.binary("DIV", first, second, dtype)
+    known = torch.as_tensor(second, dtype=torch.float64)
+    inverse, limits = known.reciprocal(), torch.finfo(dtype)
+    if not limits.tiny <= abs(float(inverse)) <= limits.max:
+        return net.binary("DIV", first, second, dtype)
+    return net.binary("PROD", first, inverse if isinstance(second, torch.Tensor) else inverse.item(), dtype)
 
 
 def _not_bool(view: NodeView) -> Support:
