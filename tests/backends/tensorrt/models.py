@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -208,6 +208,25 @@ LARGE = {
     "vit_b_16": Model(lambda: randomized(_vision().vit_b_16(weights=None, image_size=64)), _images, _ANY_BATCH),
 }
 """Models that take longer."""
+
+_PHOTOS = ((1, 192, 192), (1, 224, 224), (1, 256, 256))
+_BATCHES = ((1, 224, 224), (1, 224, 224), (2, 224, 224))
+
+
+def _texts(batch: int, length: int) -> list[Tensor]:
+    words, mask = _sentences(batch, length)
+    return [300 * words, mask.bool()]
+
+
+FULL = {
+    **{name: replace(LARGE[name], sizes=_PHOTOS) for name in LARGE if LARGE[name].sizes == _ANY_SIZE},
+    **{name: replace(LARGE[name], sizes=_BATCHES) for name in ("resnest50d", "swin_t")},
+    "vit_b_16": Model(lambda: randomized(_vision().vit_b_16(weights=None)), _images, _BATCHES),
+    "bert_base": Model(lambda: _zoo().make("bert_base"), _texts, ((1, 16), (1, 64), (2, 128))),
+    "lstm": replace(SMALL["lstm"], sizes=((1, 16), (2, 64), (4, 100))),
+    "gru": replace(SMALL["gru"], sizes=((1, 16), (2, 64), (4, 100))),
+}
+"""Models at the sizes that they are used at."""
 
 
 @dataclass(frozen=True)

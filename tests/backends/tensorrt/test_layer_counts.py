@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.backends.tensorrt.harness import compile_for, needs_rtx, network_of
-from tests.backends.tensorrt.models import LARGE, SMALL, Model, imported
+from tests.backends.tensorrt.models import FULL, LARGE, SMALL, Model, imported
 from tests.backends.tensorrt.networks import trt
 from tests.backends.tensorrt.onnx_corpus import Sink
 from tests.backends.tensorrt.test_interpreter_models import exported
@@ -46,6 +46,14 @@ def test_small_models(name: str, is_dynamic: bool) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_large_models(name: str, is_dynamic: bool) -> None:
     own, parser = layer_counts(LARGE[name], is_dynamic=is_dynamic)
+    assert own <= (parser / 5 if name.startswith("swin") else parser)
+
+
+@pytest.mark.slow
+@_DYNAMIC
+@pytest.mark.parametrize("name", FULL)
+def test_full_size_models(name: str, is_dynamic: bool) -> None:
+    own, parser = layer_counts(FULL[name], is_dynamic=is_dynamic)
     assert own <= (parser / 5 if name.startswith("swin") else parser)
 
 

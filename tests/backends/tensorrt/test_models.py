@@ -9,7 +9,7 @@ import torch
 
 import tiacc
 from tests.backends.tensorrt.harness import compile_for, interpret, needs_rtx, network_of, rejection
-from tests.backends.tensorrt.models import LARGE, SMALL, Model, imported, traced
+from tests.backends.tensorrt.models import FULL, LARGE, SMALL, Model, imported, traced
 
 pytestmark = needs_rtx
 
@@ -57,8 +57,12 @@ def test_large_models(name: str, is_dynamic: bool, half: torch.dtype | None) -> 
     check_model(LARGE[name], is_dynamic=is_dynamic, half=half)
 
 
-def check_ahead_of_time(model: Model, level: int) -> None:
-    """Take a model through `optimize` for a GPU that is not here; its network, interpreted, is held to it at the sizes of its range."""
+def check_ahead_of_time(model: Model, level: int) -> float:
+    """Take a model through `optimize` for a GPU that is not here; its network, interpreted, is held to it at the sizes of its range.
+
+    Returns:
+        The largest error.
+    """
     torch.manual_seed(0)
     module = model.make()
     ranges = zip(*(model.inputs(*sizes) for sizes in model.sizes))
@@ -69,10 +73,12 @@ def check_ahead_of_time(model: Model, level: int) -> None:
     (segment,) = report.segments
     assert (segment.backend, report.fallbacks, report.achieved_level) == ("tensorrt_rtx", [], level)
     assert ("float16" in segment.dtype) == bool(level)
-    assert 0 < max(output.rel_norm for output in report.outputs) <= TOLERANCE[torch.float16 if level else None]
+    worst = max(output.rel_norm for output in report.outputs)
+    assert 0 < worst <= TOLERANCE[torch.float16 if level else None]
+    return worst
 
 
-_NAMES = {torch.float32: "float", torch.int64: "long"}
+_NAMES = {torch.float32: "float", torch.int64: "long", torch.bool: "bool"}
 _LEVEL = pytest.mark.parametrize("level", [0, 1])
 
 
@@ -87,3 +93,10 @@ def test_small_models_ahead_of_time(name: str, level: int) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_large_models_ahead_of_time(name: str, level: int) -> None:
     check_ahead_of_time(LARGE[name], level)
+
+
+@pytest.mark.slow
+@_LEVEL
+@pytest.mark.parametrize("name", FULL)
+def test_full_size_models_ahead_of_time(name: str, level: int) -> None:
+    check_ahead_of_time(FULL[name], level)
