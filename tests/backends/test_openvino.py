@@ -202,3 +202,13 @@ def test_attention_of_varying_rows_is_right_at_as_many_as_heads() -> None:
     profiles = (Profile(sizes, sizes, sizes), Profile(*[tuple((2, 4, 2, 8) for _ in "qkv")] * 3))
     for engine in (build(gm), backend.build(gm, BuildSpec(specs_in, specs_out, torch.device("cpu"), profiles))):
         torch.testing.assert_close(engine.run(inputs), list(gm(*inputs)), rtol=1e-4, atol=1e-5)
+
+
+def test_an_input_of_varying_size_that_is_handed_on_is_copied_whatever_came_before() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", Dim("n", 1, 100, 400), 256, 14, 14)
+    engine = build(sketch.output(sketch.call(aten.to.dtype, x, torch.float32)))
+    for size in (100, 1, 100, 3, 100):
+        value = torch.randn(size, 256, 14, 14)
+        result = engine.run([value])[0]
+        assert torch.equal(result, value) and result.data_ptr() != value.data_ptr()

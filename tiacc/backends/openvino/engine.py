@@ -152,8 +152,13 @@ def _reshaped(model: Any, shapes: tuple[tuple[int, ...], ...] | None, header: He
     return fixed
 
 
-def _is_parameter(result: Any) -> bool:
-    return bool(result.input_value(0).get_node().get_type_name() == "Parameter")
+def _input_handed_on(model: Any, result: Any, parameters: Sequence[int]) -> int | None:
+    """Return the index of the engine's input that a result is, unchanged; None for a result that is computed."""
+    node = result.input_value(0).get_node()
+    while node.get_type_name() == "Convert" and node.get_output_element_type(0) == node.get_input_element_type(0):
+        node = node.input_value(0).get_node()
+    names = [parameter.get_friendly_name() for parameter in model.get_parameters()]
+    return parameters.index(names.index(node.get_friendly_name())) if node.get_type_name() == "Parameter" else None
 
 
 class _Variant:
@@ -167,7 +172,7 @@ class _Variant:
         self._parameters = header.parameters
         self._input_dtypes = [spec.dtype for spec in header.inputs]
         self._output_dtypes = [spec.dtype for spec in header.outputs]
-        self._handed_on = [_is_parameter(result) for result in model.get_results()]
+        self._handed_on = [_input_handed_on(model, result, header.parameters) for result in model.get_results()]
         self._idle: deque[_Request] = deque()
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -189,7 +194,7 @@ class _Request:
         parameters: Sequence[int],
         input_dtypes: Sequence[torch.dtype],
         output_dtypes: Sequence[torch.dtype],
-        handed_on: Sequence[bool],
+        handed_on: Sequence[int | None],
     ) -> None:
         self._request = compiled.create_infer_request()
         self._inputs = [
@@ -198,14 +203,18 @@ class _Request:
             if place >= 0
         ]
         self._outputs = [
-            _Output(self._request, place, dtype, None if is_handed_on else port.partial_shape)
-            for place, (dtype, port, is_handed_on) in enumerate(zip(output_dtypes, compiled.outputs, handed_on, strict=True))
+            _Output(self._request, place, dtype, None if index is not None else port.partial_shape)
+            for place, (dtype, port, index) in enumerate(zip(output_dtypes, compiled.outputs, handed_on, strict=True))
         ]
+        self._handed_on = handed_on
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():
             lent = [place.give(inputs[place.index]) for place in self._inputs]
-            results = [place.prepare() for place in self._outputs]
+            results = [
+                place.prepare() if index is None else inputs[index].resolve_neg().clone(memory_format=torch.contiguous_format)
+                for place, index in zip(self._outputs, self._handed_on)
+            ]
             self._request.start_async()
             self._request.wait()
             del lent
@@ -238,7 +247,8 @@ class _Input:
 class _Output:
     """Where a request writes one of its outputs.
 
-    An output that is an input handed on has no shape here: OpenVINO writes nothing to memory that it is lent for such a one.
+    An output that is an input handed on is not asked for: OpenVINO writes nothing to memory that it is lent for such a one, and where
+    sizes vary its own may be gone.
     """
 
     def __init__(self, request: Any, place: int, dtype: torch.dtype, shape: Any) -> None:
