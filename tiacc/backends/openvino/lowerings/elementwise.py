@@ -162,3 +162,9 @@ def _remainder(emit: Emitter, x: fx.Node, y: Any) -> fx.Node:
 @lowers("fmod.Tensor", "fmod.Scalar")
 def _fmod(emit: Emitter, x: fx.Node, y: Any) -> fx.Node:
     return _modulo(emit, x, y, "trunc")
+
+
+@lowers("to.dtype", "to.device", "to.other", "to.dtype_layout", "type_as.default", "_to_copy.default")
+def _to_its_own_type(emit: Emitter, x: fx.Node, *_: Any) -> fx.Node | None:
+    """OpenVINO leaves such a conversion out, and where it made the result of a model of varying sizes, writes to memory that is gone."""
+    return x if value_of(x).dtype == value_of(emit.node).dtype else None
