@@ -54,7 +54,7 @@ def main() -> None:
         for level in (0, 1):
             target = Path(directory, f"resnet50_level{level}.pt")
             _, report = tiacc.optimize(
-                source, optimization_level=level, device_type=1, input_shapes=["1*3*224*224"], save_path=target
+                source, optimization_level=level, device_type=1, input_shapes=["1*3*224*224"], save_path=target, timing_seconds=3
             )
             print(f"\n=== optimization level {level}\n\n{report}\n")
             print(f"{target.name}: {target.stat().st_size / 1e6:.1f} MB, the TorchScript file {source.stat().st_size / 1e6:.1f} MB")

@@ -193,7 +193,7 @@ def latencies(
         calls: What to time.
         device: Where they run; on a GPU the time is between CUDA events.
         seconds: The budget for all of them together, in seconds.
-        called: How often each has been called before, in their order, which need not be done again to warm it up.
+        called: How often each has been called before, which need not be done again to warm it up.
         least: How often each is timed at least; None for `MIN_CALLS`.
 
     Returns:
@@ -206,7 +206,7 @@ def latencies(
             timer(call)
     least = MIN_CALLS if least is None else least
     end = time.perf_counter() + seconds
-    before = len(calls) - 1
+    before = len(calls) - 1 if called < WARM_UP_CALLS else None
     for count in range(1, MAX_CALLS + 1):
         for place in reversed(range(len(calls))) if count % 2 else range(len(calls)):
             found = timer(calls[place])
