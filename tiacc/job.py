@@ -294,9 +294,9 @@ class Job:
         report.baseline_latency, report.optimized_latency = baseline, optimized
         report.optimization_result = OptimizationResult.of(baseline, optimized)
         if self.device.type == "cuda":
-            held = buffers.held_bytes(torch.device("cuda", self.device.index or torch.cuda.current_device()))
             report.baseline_peak_bytes = measure.peak_bytes(lambda: models.call(self.model, self.timed_item), self.device)
-            report.optimized_peak_bytes = held + measure.peak_bytes(lambda: models.call(trial.model, self.timed_item), self.device)
+            report.optimized_peak_bytes = measure.peak_bytes(lambda: models.call(trial.model, self.timed_item), self.device)
+            report.optimized_peak_bytes += buffers.held_bytes(self.device)
         if report.precision is not None:
             mending.tell(report.precision, trial)
         self._tell(trial.accuracy, trial.tolerance)

@@ -204,7 +204,8 @@ def region(device: torch.device, stream: int, size_bytes: int, allocate: Allocat
 
 def held_bytes(device: torch.device) -> int:
     """Return the size of all arenas and regions that are in use on a device, whatever their stream, in bytes."""
+    index = torch.cuda.current_device() if device.index is None else device.index
     with _arenas_lock:
-        arenas = [arena.size_bytes for (home, _), arena in _arenas.items() if home == device]
-        regions = [region.bytes.numel() for (home, _), region in _regions.items() if home == device]
+        arenas = [arena.size_bytes for (home, _), arena in _arenas.items() if home.index == index]
+        regions = [region.bytes.numel() for (home, _), region in _regions.items() if home.index == index]
     return sum(arenas) + sum(regions)

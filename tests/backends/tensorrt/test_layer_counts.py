@@ -34,27 +34,29 @@ def layer_counts(model: Model, *, is_dynamic: bool) -> tuple[int, int]:
 _DYNAMIC = pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 
 
+def check(zoo: dict[str, Model], name: str, *, is_dynamic: bool) -> None:
+    own, parser = layer_counts(zoo[name], is_dynamic=is_dynamic)
+    assert own <= (parser / 5 if name.startswith("swin") else parser)
+
+
 @_DYNAMIC
 @pytest.mark.parametrize("name", SMALL)
 def test_small_models(name: str, is_dynamic: bool) -> None:
-    own, parser = layer_counts(SMALL[name], is_dynamic=is_dynamic)
-    assert own <= parser
+    check(SMALL, name, is_dynamic=is_dynamic)
 
 
 @pytest.mark.slow
 @_DYNAMIC
 @pytest.mark.parametrize("name", LARGE)
 def test_large_models(name: str, is_dynamic: bool) -> None:
-    own, parser = layer_counts(LARGE[name], is_dynamic=is_dynamic)
-    assert own <= (parser / 5 if name.startswith("swin") else parser)
+    check(LARGE, name, is_dynamic=is_dynamic)
 
 
 @pytest.mark.slow
 @_DYNAMIC
 @pytest.mark.parametrize("name", FULL)
 def test_full_size_models(name: str, is_dynamic: bool) -> None:
-    own, parser = layer_counts(FULL[name], is_dynamic=is_dynamic)
-    assert own <= (parser / 5 if name.startswith("swin") else parser)
+    check(FULL, name, is_dynamic=is_dynamic)
 
 
 @pytest.mark.parametrize("name", SMALL)

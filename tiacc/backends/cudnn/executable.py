@@ -112,9 +112,9 @@ class Executable:
     def _stream(self) -> int:
         return torch_compat.current_stream(self.device.index or 0) if self.device.type == "cuda" else 0
 
-    def steps(self) -> None:
-        """Launch the steps one by one on the current stream."""
-        for call in self.calls:
+    def steps(self, count: int | None = None) -> None:
+        """Launch the steps one by one on the current stream: all, or the first `count`."""
+        for call in self.calls[:count]:
             call()
 
     def capture(self) -> None:
@@ -123,12 +123,7 @@ class Executable:
 
     def recorded(self, count: int) -> torch.cuda.CUDAGraph:
         """Return the first steps as a CUDA graph; they have run at least once."""
-
-        def work() -> None:
-            for call in self.calls[:count]:
-                call()
-
-        return torch_compat.recorded(work, torch.cuda.Stream(self.device))
+        return torch_compat.recorded(lambda: self.steps(count), torch.cuda.Stream(self.device))
 
     def wait(self) -> None:
         """Wait until the device has done what it was given."""

@@ -127,11 +127,10 @@ class Bench:
         return self._pack(step, "parity", lambda weight: products.parity_weight(weight, step.stride, step.padding))
 
     def _pack(self, step: ConvStep, layout: str, pack: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        is_rounded = step.is_rounded and not step.is_depthwise  # those are computed without tensor cores
-        key = (step.weight.buffer.name, f"{layout} in TensorFloat-32" if is_rounded else layout)
+        key = (step.weight.buffer.name, f"{layout} in TensorFloat-32" if step.is_rounded else layout)
         if key not in self._packed:
             packed = pack(self.read(step.weight))
-            self._packed[key] = products.rounded(packed) if is_rounded else packed
+            self._packed[key] = products.rounded(packed) if step.is_rounded else packed
         return self._packed[key]
 
     def forget(self) -> None:

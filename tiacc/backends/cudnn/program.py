@@ -170,8 +170,8 @@ class ConvStep:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether its operands are rounded to TensorFloat-32."""
-        return self.tf32 and self.x.dtype == torch.float32
+        """Whether its operands are rounded to TensorFloat-32; depthwise, it is computed without tensor cores."""
+        return self.tf32 and self.x.dtype == torch.float32 and not self.is_depthwise
 
     def flops(self) -> int:
         """Return its floating-point operations, two a multiplication and addition."""
