@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import fx
 
+from tiacc import operators
+from tiacc.backends.tensorrt import converters
 from tiacc.graph import specs
 from tiacc.graph.specs import Dim, TensorSpec
 from tiacc.registry import Registry
@@ -148,6 +150,12 @@ def forget_later(monkeypatch: pytest.MonkeyPatch, registry: Registry[Any]) -> No
     """Have what is registered from now on forgotten at the end of the test; entry points are read before."""
     registry.names()
     monkeypatch.setattr(registry, "_items", dict(registry._items))
+
+
+def forget_teaching_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what is said of operators from now on forgotten at the end of the test: converters for TensorRT, and what `teach` was told."""
+    monkeypatch.setattr(converters, "_table", converters.all_converters())
+    monkeypatch.setattr(operators, "_taught", dict(operators._taught))
 
 
 def count_calls(work: Callable[[], Any]) -> int:

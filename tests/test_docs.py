@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import forget_later
+from tests.helpers import forget_later, forget_teaching_later
 from tiacc import cli
 from tiacc.backends import base as backends
 from tiacc.passes import base as passes
@@ -33,6 +33,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     forget_later(monkeypatch, backends.backends)
     forget_later(monkeypatch, passes.passes)
+    forget_teaching_later(monkeypatch)
     return tmp_path
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import tiacc
 from tests.backends.tensorrt.harness import needs_rtx
-from tests.helpers import use_however_fast
+from tests.helpers import forget_teaching_later, use_however_fast
 from tiacc import operators
 from tiacc.backends.tensorrt import converters
 from tiacc.errors import InvalidArgumentError
@@ -45,9 +45,7 @@ def convert(call):
 @pytest.fixture(autouse=True)
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget after the test what was taught in it."""
-    converters.all_converters()
-    monkeypatch.setattr(converters, "_table", dict(converters._table))
-    monkeypatch.setattr(operators, "_taught", {})
+    forget_teaching_later(monkeypatch)
     return iter([None])
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import tiacc
 from tests.backends.tensorrt.harness import needs_rtx
+from tests.helpers import forget_teaching_later
 from tiacc.backends.base import SUPPORTED, Support
-from tiacc.backends.tensorrt import converters
 from tiacc.backends.tensorrt.call import Call, NodeView
 from tiacc.backends.tensorrt.converters import FLOATS, converts
 from tiacc.backends.tensorrt.shaping import Value
@@ -25,8 +25,7 @@ torch.library.register_fake("outside::soft_clip", lambda x, limit: torch.empty_l
 @pytest.fixture
 def operator(monkeypatch: pytest.MonkeyPatch) -> torch._ops.OpOverload:
     """Return the operator; what is taught of it is forgotten after the test."""
-    converters.all_converters()
-    monkeypatch.setattr(converters, "_table", dict(converters._table))
+    forget_teaching_later(monkeypatch)
     return torch.ops.outside.soft_clip.default
 
 
