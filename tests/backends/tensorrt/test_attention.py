@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from tests.backends.tensorrt.cases import Case, case
-from tests.backends.tensorrt.harness import check, check_graph, compile_for, graph_of, needs_rtx, one_node, refused, spec_of
+from tests.backends.tensorrt.harness import check, check_graph, graph_of, needs_rtx, one_node, refused
 
 pytestmark = needs_rtx
 aten = torch.ops.aten
@@ -116,13 +116,19 @@ def test_weights_of_keys_come_from_the_products_that_are_mixed(mask: torch.Tenso
     assert "attention" not in {kind for kind, _ in definition.conversion.kinds}
 
 
+_HALF, _FLOAT = torch.float16, torch.float32
 _WITHOUT_LAYER = {
     "two layers of one query": lambda q, k, v: (_SDPA(q, k, v), _SDPA(q, v, k)),
+    "two layers of views of one query": lambda q, k, v: (lambda x: (_SDPA(x, k, v), _SDPA(_viewed(x), v, k)))(aten.relu.default(q)),
+    "two layers of equal queries": lambda q, k, v: (_SDPA(aten.relu.default(q), k, v), _SDPA(aten.relu.default(q), v, k)),
     "causal or not": lambda q, k, v: (_SDPA(q, k, v), _SDPA(q, k, v, None, 0.0, True)),
     "the scaled query": lambda q, k, v: (_SDPA(q, k, v), aten.relu.default(aten.mul.Tensor(q, 8**-0.5))),
     "a multiple as query": lambda q, k, v: (lambda x: (_SDPA(x, k, v, scale=1.0), aten.relu.default(x)))(aten.mul.Tensor(q, 0.3)),
     "a multiple as key": lambda q, k, v: (lambda x: (_SDPA(q, x, v), aten.relu.default(x)))(aten.div.Scalar(k, 3.0)),
-    "a multiple as both": lambda q, k, v: (lambda x: (_SDPA(x, x, v),))(aten.mul.Scalar(k, 0.3)),
+    "a view of a multiple as key": lambda q, k, v: (lambda x: (_SDPA(q, _viewed(x), v), aten.relu.default(x)))(aten.div.Scalar(k, 3.0)),
+    "a multiple as query and key": lambda q, k, v: (lambda x: (_SDPA(x, x, v),))(aten.mul.Scalar(k, 0.3)),
+    "a multiple as key and value": lambda q, k, v: (lambda x: (_SDPA(q, x, x),))(aten.mul.Scalar(k, 0.3)),
+    "a multiple as query and value": lambda q, k, v: (lambda x: (_SDPA(x, k, x),))(aten.mul.Scalar(v, 0.3)),
     "a multiple of a multiple": lambda q, k, v: (
         (lambda x: (_SDPA(aten.mul.Scalar(x, 0.7), k, v), aten.relu.default(x)))(aten.mul.Scalar(q, 0.3))
     ),
@@ -131,14 +137,41 @@ _WITHOUT_LAYER = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def _viewed(x: Any) -> Any:
+    """Return a view that TensorRT sees through."""
+    return aten.reshape.default(aten.flatten.using_ints(x, 2), [2, 4, -1, 8])
+
+
+@pytest.mark.parametrize("dtype", [_FLOAT, _HALF], ids=str)
 @pytest.mark.parametrize("function", _WITHOUT_LAYER.values(), ids=_WITHOUT_LAYER)
 def test_no_layer_where_it_does_not_build(function: Any, dtype: torch.dtype) -> None:
     """RTX 1.7.1 fails where a multiple that the layer would take in is read twice, and where the result is joined as it is."""
-    definition = check_graph(graph_of(function, 3), [tensor.to(dtype) for tensor in (_Q, _K, _V)])
+    _check_without_layer(function, [tensor.to(dtype) for tensor in (_Q, _K, _V)])
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+@pytest.mark.parametrize("half", [_HALF, torch.bfloat16], ids=str)
+def test_no_layer_of_what_was_widened(half: torch.dtype, name: str) -> None:
+    """RTX 1.7.1 fails, or ends the process, where an operand in float32 was half precision right before."""
+
+    place = ["query", "key", "value"].index(name)
+    inputs = [_Q, _K, _V]
+    inputs[place] = inputs[place].to(half)
+
+    def widened(*operands: Any) -> list[Any]:
+        return [aten._to_copy.default(x, dtype=_FLOAT) if index == place else x for index, x in enumerate(operands)]
+
+    _check_without_layer(lambda *operands: _SDPA(*widened(*operands)), inputs)
+    _check_without_layer(lambda *operands: _SDPA(*map(_viewed, widened(*operands))), inputs)
+
+
+def test_no_layer_of_a_multiple_of_what_was_widened() -> None:
+    _check_without_layer(lambda q, k, v: _SDPA(aten.mul.Scalar(aten._to_copy.default(q, dtype=_FLOAT), 0.3), k, v), [_Q.half(), _K, _V])
+
+
+def _check_without_layer(function: Any, inputs: list[torch.Tensor]) -> None:
+    definition = check_graph(graph_of(function, 3), inputs, compile=True)
     assert "attention" not in {kind for kind, _ in definition.conversion.kinds}
-    types = [spec_of(tensor.to(dtype)) for tensor in (_Q, _K, _V)]
-    assert compile_for(definition, types).data
 
 
 def test_a_layer_where_what_it_reads_is_read_twice_but_no_multiple_of_it() -> None:

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from torch import fx
 
 from tiacc.backends.base import SUPPORTED, Support
+from tiacc.backends.tensorrt import attention_layer
 from tiacc.backends.tensorrt.call import Call, NodeView
 from tiacc.backends.tensorrt.conversion import Conversion
 from tiacc.backends.tensorrt.converters import FLOATS, converts
@@ -22,14 +22,6 @@ from tiacc.backends.tensorrt.sizes import is_same, is_static, product
 aten = torch.ops.aten
 
 OPERANDS = FLOATS | {torch.bool}
-
-_SCALING = frozenset({aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.scaled_dot_product_attention.default})
-"""Operators that may multiply a tensor by a number."""
-
-_JOINING = frozenset({aten.cat.default, aten.concat.default, aten.concatenate.default, aten.hstack.default, aten.vstack.default,
-                      aten.dstack.default, aten.column_stack.default})  # fmt: skip
-"""Operators that may join tensors as they are."""
-
 
 # -- the attention of tensors -----------------------------------------------------------------------------------------------------
 
@@ -55,7 +47,7 @@ def attend(
         mask: Broadcast to ``(..., heads, L, S)``: of bools that are true where a query may attend, or of numbers to add. None for none.
         is_causal: Whether query i attends to the keys 0 to i only.
         scale: The factor.
-        is_alone: Whether TensorRT's layer may be among the layers round it (`_is_alone`).
+        is_alone: Whether TensorRT's layer may be among the layers round it (`attention_layer.is_alone`).
     """
     scaled = net.binary("PROD", query, scale)
     if is_alone and net.flavour.has("attention") and _fits_layer(net, query, key, value, mask):
@@ -71,33 +63,6 @@ def _fits_layer(net: Conversion, query: Tensor, key: Tensor, value: Tensor, mask
     if not all(map(is_same, shapes[1], shapes[2])) or not is_static([shape[1] for shape in shapes]):
         return False
     return all(is_same(shapes[0][axis], shapes[1][axis]) for axis in (0, 1, 3))
-
-
-def _is_alone(call: Call) -> bool:
-    """Return whether an attention layer may stand where a node does.
-
-    A tensor times a number becomes part of the layer that it is the query or key of. RTX 1.7.1 fails where that product has another
-    reader, and the process ends where this is another attention layer. It also fails to join the result with what the layer reads, and
-    with the result of another one.
-    """
-    net, query, key = call.net, call.args["query"], call.args["key"]
-    if any(user.target in _JOINING for user in call.node.users):
-        return False
-    if any(user.target in _SCALING for user in query.users if user is not call.node):  # perhaps by the same number
-        return False
-    if query is key and _is_multiple(net, key):
-        return False
-    return not _is_shared_multiple(net, query) and not _is_shared_multiple(net, key)
-
-
-def _is_shared_multiple(net: Conversion, node: fx.Node) -> bool:
-    """Return whether a value is a multiple that is read more than once, or a multiple of one."""
-    return _is_multiple(net, node) and (len(node.users) > 1 or any(_is_shared_multiple(net, item) for item in node.all_input_nodes))
-
-
-def _is_multiple(net: Conversion, node: fx.Node) -> bool:
-    value = net.resolve(node)
-    return not isinstance(value, torch.Tensor) and getattr(value, "name", None) in net.multiples
 
 
 def _by_layer(net: Conversion, query: Tensor, key: Tensor, value: Tensor, mask: Value | None, is_causal: bool) -> Tensor:
@@ -167,7 +132,7 @@ def _groups(view: NodeView, name: str) -> int | None:
 @converts(aten.scaled_dot_product_attention.default, dtypes=OPERANDS, check=_check)
 def scaled_dot_product_attention(call: Call) -> Value:
     """Attention, masked or causal, with heads of its own or shared."""
-    net, is_causal, is_alone = call.net, bool(call.number("is_causal")), _is_alone(call)
+    net, is_causal, is_alone = call.net, bool(call.number("is_causal")), attention_layer.is_alone(call)
     operands = [call.tensor(name) for name in ("query", "key", "value")]
     mask = call.operand("attn_mask")
     scale = call.number("scale")
