@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ class Guard:
         references: What the input model gives for each.
         judge: What says how far outputs are from them.
         warnings: What could not be compared, a sentence each.
+        seconds: How long the input model takes for all data; infinity before it was called.
     """
 
     def __init__(self, model: torch.jit.ScriptModule, inputs: ModelInputs, device: torch.device, judge: Judge) -> None:
@@ -44,6 +47,7 @@ class Guard:
         self.references: list[Any] = []
         self.judge = judge
         self.warnings: list[str] = []
+        self.seconds = math.inf
         self._model = model
         self._inputs = inputs
         self._device = device
@@ -62,8 +66,10 @@ class Guard:
         Raises:
             InvalidArgumentError: It fails on an item of the test data.
         """
+        began = time.perf_counter()
         self.references = [models.run_checked(self._model, item, index) for index, item in enumerate(self.data)]
         self._add_other_shapes()
+        self.seconds = time.perf_counter() - began
         self._later = [models.call(self._model, item) for _ in range(1, self._rounds) for item in self.data]
         first, *others = [samples.shapes_of(item) for item in self.data]
         if first not in others:

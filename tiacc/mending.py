@@ -34,6 +34,9 @@ ENGINE_FAULT = 3.0
 MOST_EXCESS = 1.5
 """The most that the error of engines which are within the tolerance is held to be larger than that of the graph itself."""
 
+RUNS = 60
+"""How many calls of the input model a search takes as long as, about."""
+
 FOR_A_MARGIN = 0.3
 """The part of the budget that is spent on outputs that are within the tolerance, and near it."""
 
@@ -174,6 +177,8 @@ def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> T
     except TiaccError as error:
         job.report.actions.append(f"{name}: no repair was possible: {error}")
         return trial
+    if RUNS * job.guard.seconds > budget:
+        repairer.narrow()
     if trial.failure and trial.error > ENGINE_FAULT * repairer.begin() and trial.error > ENGINE_FAULT * repairer.expected():
         return trial  # the graph itself is right in half precision, and by no luck
     best = last = trial

@@ -7,7 +7,7 @@ mistaken for what a backend does wrong.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from tiacc.backends.base import SUPPORTED, Support
 from tiacc.backends.reference import own
 from tiacc.compiler import Plan, propose
 from tiacc.errors import AccuracyError, TiaccError
-from tiacc.graph import exporter, specs
-from tiacc.graph.types import TensorSpec
+from tiacc.graph import exporter, specs, torch_compat
+from tiacc.graph.types import Dim, TensorSpec
 from tiacc.measure import Accuracy, Judge
 from tiacc.passes.assign_precision import KEEP
 from tiacc.passes.base import Pass, PassContext, PassResult
@@ -96,19 +96,27 @@ class Oracle:
         """Run the model; each region's engine then has its inputs."""
         return models.call(self._module, item)
 
+    def results(self, keep: Keep, data: Sequence[Any]) -> Iterator[Any]:
+        """Yield the outputs for each item of the data with all but `keep` in half precision.
+
+        Raises:
+            AccuracyError: The graph fails in half precision.
+        """
+        self.use(self.halves(keep))
+        try:
+            for item in data:
+                yield self.run(item)
+        except Exception as error:  # an operator may refuse half precision on this device
+            raise AccuracyError(f"torch cannot run the graph in half precision here: {models.reason_of(error)}") from error
+
     def accuracy(self, keep: Keep, data: Sequence[Any], references: Sequence[Any], judge: Judge) -> Accuracy:
         """Return how far the outputs are from those of the input model with all but `keep` in half precision.
 
         Raises:
             AccuracyError: They differ in more than their numbers, or the graph fails in half precision.
         """
-        self.use(self.halves(keep))
         accuracy = Accuracy()
-        for item, reference in zip(data, references):
-            try:
-                outputs = self.run(item)
-            except Exception as error:  # an operator may refuse half precision on this device
-                raise AccuracyError(f"torch cannot run the graph in half precision here: {models.reason_of(error)}") from error
+        for reference, outputs in zip(references, self.results(keep, data), strict=True):
             accuracy = accuracy.worst(judge(reference, outputs))
         return accuracy
 
@@ -173,7 +181,7 @@ def _as_one_call(index: int, graph: fx.GraphModule, device: torch.device) -> tup
     (subgraph,) = stitch.extract(graph, partition)
     if not all(map(specs.is_tensor, (*subgraph.inputs, *subgraph.outputs))):
         return None
-    types = tuple(specs.spec_of(specs.tensor_of(node)) for node in subgraph.inputs)
+    types = tuple(_of_any_size(specs.spec_of(specs.tensor_of(node))) for node in subgraph.inputs)
     results = tuple(specs.spec_of(specs.tensor_of(node)) for node in subgraph.outputs)
     engine = GraphEngine(subgraph.graph, types, results)
     blob = envelope.pack(
@@ -182,6 +190,11 @@ def _as_one_call(index: int, graph: fx.GraphModule, device: torch.device) -> tup
     ops.attach(blob, engine, device.type)
     call = stitch.stitch(graph, partition, {0: stitch.StitchedEngine(subgraph, "reference", blob, envelope.key_of(blob))})
     return OracleRegion(index, subgraph.graph, engine), call
+
+
+def _of_any_size(spec: TensorSpec) -> TensorSpec:
+    """Return a type that takes tensors of all sizes: a graph that runs node by node may be given fewer rows than it was made for."""
+    return dataclasses.replace(spec, shape=tuple(Dim(f"size{place}", 0, 1, torch_compat.UNBOUNDED) for place in range(len(spec.shape))))
 
 
 def copied(gm: fx.GraphModule) -> fx.GraphModule:

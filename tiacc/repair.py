@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tiacc import batches
 from tiacc.compiler import Plan
 from tiacc.errors import AccuracyError, TiaccError
 from tiacc.measure import Judge
@@ -93,6 +94,32 @@ class Repairer:
             self.repair.before = self.repair.after = self._error(self.repair.keep)
             self._is_new = False
         return self.repair.before
+
+    def narrow(self) -> bool:
+        """Search on one row of each call from now on, the one whose error is most like that of all; return whether that can be done.
+
+        It cannot where a row alone gives something else than among others, nor where the user's own check may want all of them.
+        """
+        if self._judge.check is not None:
+            return False
+        data, references = [], []
+        try:
+            results = self.oracle.results(self.repair.keep, self._data)
+            for item, reference, found in zip(self._data, self._references, results):
+                count = batches.rows_in(item, reference)
+                if not count:
+                    return False
+                row = batches.typical_row(reference, found, count)
+                data.append(batches.row_of(item, row))
+                references.append(batches.row_of(reference, row))
+        except AccuracyError:
+            return False
+        self.oracle.use({})
+        if not all(batches.stands_alone(self.oracle.run, item, reference) for item, reference in zip(data, references)):
+            return False
+        self._data, self._references, self._is_new = data, references, True
+        self.begin()
+        return True
 
     def expected(self) -> float:
         """Return the error that the whole has on average, of which `begin` is one case: what its operators contribute, added up."""
