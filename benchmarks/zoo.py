@@ -276,7 +276,7 @@ def _version() -> str:
 
 
 def main() -> int:
-    """Run the models that have no row of these settings yet, write rows and page."""
+    """Run the models that have no row of these settings yet, write rows and page; other rows stay until their models are run again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="models with this in their names")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no model after so many")
@@ -288,10 +288,11 @@ def main() -> int:
     rows: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     makers = all_models()
     measured = settings()
-    rows = {name: row for name, row in rows.items() if name in makers and row["settings"] == measured}
+    rows = {name: row for name, row in rows.items() if name in makers}
     begin = time.perf_counter()
     for name, make in makers.items():
-        is_done = name in rows and not options.again and (not options.failed or is_right(rows[name]))
+        is_known = name in rows and rows[name]["settings"] == measured
+        is_done = is_known and not options.again and (not options.failed or is_right(rows[name]))
         if options.only not in name or is_done:
             continue
         if time.perf_counter() - begin > options.seconds:

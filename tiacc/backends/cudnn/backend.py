@@ -80,7 +80,8 @@ class CudnnBackend:
 
 def _made_up(spec: BuildSpec, sizes: tuple[tuple[int, ...], ...]) -> list[torch.Tensor]:
     """Return inputs of given shapes: numbers around 0, and ones where they are integers or conditions."""
-    device = torch.device(spec.device.type, spec.device.index or torch.cuda.current_device())
+    index = torch.cuda.current_device() if spec.device.index is None else spec.device.index
+    device = torch.device(spec.device.type, index)
     generator = torch.Generator(device).manual_seed(0)
     made = []
     for item, shape in zip(spec.inputs, sizes):
