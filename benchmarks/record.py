@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
     path = HERE / "results" / f"cpu-{date}-{commit}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    table.write(path)
+    table.write()
     return code
 
 

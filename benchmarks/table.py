@@ -1,4 +1,4 @@
-"""``docs/performance.md`` from a file of results: ``python -m benchmarks.table [--print] [FILE.json]``; the newest file unless told."""
+"""``docs/performance.md`` from the files of results: ``python -m benchmarks.table [--print]``; the newest file of each CPU and GPU."""
 
 from __future__ import annotations
 
@@ -12,29 +12,24 @@ from benchmarks import gpu_table, models
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 RESULTS = Path(__file__).parent / "results"
 
-HEAD = """# Performance
+PAGE_TEXT = """# Performance
 
-Each figure on this page was written by `python -m benchmarks.table` from `benchmarks/results/{file}`, which `make bench` recorded.
+Each figure on this page was written by `python -m benchmarks.table` from a file in `benchmarks/results`: those of a CPU are recorded by
+`make bench`, those of a GPU by `python -m benchmarks.gpu`.
 
-- commit {commit}{dirty}, {date}
-- CPU: {cpu}; {threads} threads; {bf16}
-- torch {torch}, OpenVINO {openvino}
-{failed}
-## Whole models on the CPU
+## Whole models on CPUs
 
-Median milliseconds a call. The four are timed in turn in one process, so that what else the machine does weighs on all alike: read the
-ratios. *TorchScript* is the traced input model as `optimize` was given it; *OpenVINO* is the same model converted and compiled with
-OpenVINO directly, in float32. *Limit* is the speed-up of a model that did all of its arithmetic in float32 as fast as a 3x3 convolution
-of 512 channels at 28², timed among them: no way to call the same arithmetic is faster than that. Errors are relative, of the whole
-output, of the model that a load of the saved file gives.
+A file of `benchmarks/results` for each CPU. Median milliseconds a call. The four are timed in turn in one process, so that what else the
+machine does weighs on all alike: read the ratios. *TorchScript* is the traced input model as `optimize` was given it; *OpenVINO* is the
+same model converted and compiled with OpenVINO directly, in float32. *Limit* is the speed-up of a model that did all of its arithmetic in
+float32 as fast as a 3x3 convolution of 512 channels at 28², timed among them: no way to call the same arithmetic is faster than that.
+Errors are relative, of the whole output, of the model that a load of the saved file gives.
 
-| model, input | batch | TorchScript | OpenVINO | level 0 | speed-up | limit | of OpenVINO | error | level 1 | speed-up | achieved | error |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|
-{rows}
-
-{remark}
+{cpus}
 
 ## What tiacc itself costs
+
+From `{file}`.
 
 | what | figure |
 |---|---|
@@ -48,17 +43,20 @@ No TensorRT engine was run for this page. TensorRT-RTX engines are built in the 
 interpreter; they were not executed.
 """
 
-FAILED = "- **Not all benchmarks of this run passed**: a figure below is beyond the limit that its benchmark holds it to, or is missing.\n"
+CPU_TEXT = """### {cpu}
+
+`{file}`: commit {commit}{dirty}, {date}; {threads} threads, {bf16}; torch {torch}, OpenVINO {openvino}{failed}
+
+| model, input | batch | TorchScript | OpenVINO | level 0 | speed-up | limit | of OpenVINO | error | level 1 | speed-up | achieved | error |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
+{rows}{remark}"""
+
+FAILED = "\n\n**Not all benchmarks of this run passed**: a figure of it is beyond the limit that its benchmark holds it to, or is missing."
 
 NO_BF16 = (
-    "This CPU does not compute in bfloat16. Asked for level 1, tiacc says so and gives level 0: the column *level 1* shows that, and no "
-    "figure of half precision."
+    "\n\nThis CPU does not compute in bfloat16. Asked for level 1, tiacc says so and gives level 0: the column *level 1* shows that, and "
+    "no figure of half precision."
 )
-
-
-def newest() -> Path | None:
-    """Return the newest file of results on a CPU; None if there is none."""
-    return found[-1] if (found := recorded("cpu")) else None
 
 
 def recorded(kind: str) -> list[Path]:
@@ -72,31 +70,48 @@ def load(path: Path) -> dict[str, Any]:
     return record
 
 
-def write(path: Path) -> None:
-    """Write the page from a file of results."""
-    PAGE.write_text(page(path), encoding="utf-8")
+def write() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
 
 
-def page(path: Path) -> str:
-    """Return the page for a file of results."""
+def page() -> str:
+    """Return the page for the newest file of each CPU and GPU.
+
+    Raises:
+        SystemExit: There is none of a CPU.
+    """
+    newest = {load(path)["cpu"]: path for path in recorded("cpu")}
+    if not newest:
+        raise SystemExit("there are no results in benchmarks/results yet; `make bench` records them")
+    last = recorded("cpu")[-1]
+    return PAGE_TEXT.format(
+        cpus="\n\n".join(_cpu(newest[name]) for name in sorted(newest)),
+        file=last.name,
+        costs="\n".join(_costs(_figures(load(last)))),
+        gpu=gpu_table.sections(recorded("gpu")),
+    )
+
+
+def _figures(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry["figures"] for entry in record["benchmarks"]}
+
+
+def _cpu(path: Path) -> str:
     record = load(path)
-    figures = {entry["name"]: entry["figures"] for entry in record["benchmarks"]}
-    latencies = [item for name, item in figures.items() if name.startswith("test_latency.py")]
-    return HEAD.format(
+    return CPU_TEXT.format(
+        cpu=record["cpu"],
         file=path.name,
         commit=record["commit"],
         dirty=" with uncommitted changes" if record["has_uncommitted_changes"] else "",
         date=record["date"],
-        cpu=record["cpu"],
         threads=record["threads"],
         bf16="computes in bfloat16" if record["cpu_has_bf16"] else "no bfloat16",
         torch=record["software"]["torch"],
         openvino=record["software"]["OpenVINO"],
-        rows="\n".join(map(_row, latencies)),
-        remark="" if record["cpu_has_bf16"] else NO_BF16,
-        costs="\n".join(_costs(figures)),
         failed="" if record["all_passed"] else FAILED,
-        gpu=gpu_table.sections(recorded("gpu")),
+        rows="\n".join(_row(item) for name, item in _figures(record).items() if name.startswith("test_latency.py")),
+        remark="" if record["cpu_has_bf16"] else NO_BF16,
     )
 
 
@@ -152,14 +167,10 @@ def _costs(figures: dict[str, dict[str, Any]]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """Write the page, or print it."""
-    files = [Path(argument) for argument in arguments if argument != "--print"]
-    path = files[0] if files else newest()
-    if path is None:
-        raise SystemExit("there are no results in benchmarks/results yet; `make bench` records them")
     if "--print" in arguments:
-        print(page(path), end="")
+        print(page(), end="")
     else:
-        write(path)
+        write()
 
 
 if __name__ == "__main__":
