@@ -162,6 +162,38 @@ def test_what_follows_takes_the_widest():
     assert {"c", "c_fp16", "w", "w_fp16"} == {name for name, _ in gm.named_buffers()}
 
 
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_where_an_image_is_sampled_is_computed_in_float32(half):
+    sketch, width = Sketch(), 512
+    image = sketch.input("image", 1, 2, width, width)
+    offset = sketch.call(aten.conv2d.default, image, constant(sketch, "w", 2, 2, 1, 1))
+    offset = sketch.call(aten.permute.default, sketch.call(aten.tanh.default, offset), [0, 2, 3, 1])
+    offset = sketch.call(aten.mul.Tensor, offset, 1e-3)
+    middles = (2 * torch.arange(width) + 1) / width - 1
+    right = sketch.call(aten.expand.default, sketch.constant("right", middles), [width, width])
+    down = sketch.call(aten.expand.default, sketch.constant("down", middles[:, None].clone()), [width, width])
+    grid = sketch.call(aten.add.Tensor, offset, sketch.call(aten.stack.default, [right, down], -1))
+    report = check(sketch.output(sketch.call(aten.grid_sampler.default, image, grid, 0, 0, False)), half, units=1)
+    reasons = dict.fromkeys(("tanh_default", "mul_tensor", "expand_default", "expand_default_1", "add_tensor"), precision_policy.POSITION)
+    assert report.kept.items() >= reasons.items()
+    assert "conv2d_default" not in report.kept
+
+
+@pytest.mark.parametrize(("terms", "is_kept"), [(3, True), (64, False)])
+def test_a_change_of_coordinates_is_computed_in_float32(terms, is_kept):
+    sketch = Sketch()
+    places = sketch.call(aten.linear.default, sketch.input("x", 1, 2 * terms), constant(sketch, "w", 2 * terms, 2 * terms))
+    matrix = sketch.call(aten.view.default, places, [1, terms, 2])
+    grid = sketch.call(aten.bmm.default, constant(sketch, "base", 1, 64, terms), matrix)
+    first, second = (sketch.call(operator.getitem, sketch.call(aten.chunk.default, grid, 2, 1), index) for index in range(2))
+    grid = sketch.call(aten.view.default, sketch.call(aten.sub.Tensor, first, second), [1, 8, 4, 2])
+    gm = sketch.output(sketch.call(aten.grid_sampler.default, sketch.input("image", 1, 2, 8, 8), grid, 0, 1, False))
+    report = check(gm, units=64)
+    assert "linear_default" not in report.kept
+    assert report.kept.get("bmm_default") == (precision_policy.POSITION if is_kept else None)
+    assert report.kept["sub_tensor"] == precision_policy.POSITION
+
+
 def test_a_number_in_a_tensor_does_not_widen():
     sketch = Sketch()
     x = sketch.input("x", 4, 6)

@@ -132,6 +132,7 @@ class _Assigner:
     def run(self) -> Assignment:
         """Do all there is to do."""
         self._classify()
+        self._keep_positions()
         self._find_moves_below_a_cast()
         for node, policy in self.policies.items():
             self.made.nodes[node] = self._assigned(node, policy)
@@ -170,6 +171,25 @@ class _Assigner:
                 if source.op == "get_attr" and not is_loose(node, name) and self._misfit(source):
                     return Policy(Kind.KEEP, self._misfit(source))
         return policy
+
+    def _keep_positions(self) -> None:
+        """Keep in float32 what computes where images are sampled, up to the layers of the model before it."""
+        stack = [grid for node in self.policies if (grid := precision_policy.positions_of(node)) is not None]
+        seen: set[fx.Node] = set()
+        while stack:
+            node = stack.pop()
+            if node in seen or node not in self.policies:
+                continue
+            seen.add(node)
+            kind = self.policies[node].kind
+            if kind is Kind.COMPUTE and not precision_policy.is_small_product(node):
+                continue
+            sources = [source for source in node.all_input_nodes if source in self.made.was_float]
+            if kind in (Kind.COMPUTE, Kind.FOLLOW, Kind.MOVE):
+                self.made.free.discard(node)
+                if precision_policy.is_arithmetic(node) or any(source.op == "get_attr" for source in sources):
+                    self.policies[node] = Policy(Kind.KEEP, precision_policy.POSITION)
+            stack += sources
 
     def _find_moves_below_a_cast(self) -> None:
         for node in reversed(self.nodes):

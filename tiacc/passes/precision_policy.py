@@ -113,6 +113,16 @@ KEEP = {
 }
 """The operators that stay in float32, by the reason why."""
 
+POSITION = "it computes where an image is sampled, which needs more digits than half precision has"
+"""Why the arithmetic that makes the positions of ``POSITIONS`` stays in float32."""
+
+POSITIONS = {"grid_sampler": "grid", "grid_sampler_2d": "grid", "grid_sampler_3d": "grid"}
+"""The operators that sample an image, and the argument that says where: half precision is off by 2^-12 of the width there, and so is
+what is sampled by as much of the difference between pixels."""
+
+POSITION_TERMS = 4
+"""The number of terms up to which a product is a change of coordinates, homogeneous ones of three dimensions at most."""
+
 SUM_LIMIT = 256
 """The number of terms up to which a ``sum`` may follow its input: that many of up to 255 stay below the largest float16, 65504."""
 
@@ -138,10 +148,12 @@ LOOSE_ARGUMENTS = {"scaled_dot_product_attention": ("attn_mask",)}
 READ_SHAPE_ONLY = frozenset({"full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like"})
 """The operators that read of their input no more than shape and dtype."""
 
+_PRODUCTS = {"addmm": "mat1", "baddbmm": "batch1", "bmm": "self", "linear": "input", "matmul": "self", "mm": "self", "mv": "self"}
 _OPERAND_TYPES = frozenset({"Tensor", "Optional[Tensor]", "number", "Optional[number]"})
 _EXACT_MAKERS = frozenset({"zeros", "ones", "zeros_like", "ones_like", "new_zeros", "new_ones", "eye"})
 _EXACT_FILLERS = frozenset({"full", "full_like", "new_full", "scalar_tensor"})
-_EXACT_CHOOSERS = frozenset({"where", "masked_fill", "select", "slice", "narrow", "index_select", "index", "gather"})
+_CHOOSERS = frozenset({"select", "slice", "narrow", "index_select", "index", "gather"})
+_EXACT_CHOOSERS = _CHOOSERS | {"where", "masked_fill"}
 
 
 def _table() -> dict[str, Policy]:
@@ -293,6 +305,27 @@ def is_exact(node: fx.Node, half: torch.dtype, sources: set[fx.Node]) -> bool:
             isinstance(operand, fx.Node) or operand is None or _is_number_of(operand, half) for operand in _operands(node)
         )
     return False
+
+
+def positions_of(node: fx.Node) -> fx.Node | None:
+    """Return the positions at which a node samples an image; None for any other node."""
+    name = POSITIONS.get(op_name(node))
+    return arguments.bound(node)[name] if name else None
+
+
+def is_arithmetic(node: fx.Node) -> bool:
+    """Return whether a node gives new numbers, which it rounds, and not some of those that it reads."""
+    name = op_name(node)
+    return bool(name) and name not in _CHOOSERS and TABLE.get(name, UNKNOWN).kind in (Kind.COMPUTE, Kind.FOLLOW)
+
+
+def is_small_product(node: fx.Node) -> bool:
+    """Return whether a node is a product of matrices of no more than `POSITION_TERMS` terms."""
+    name = op_name(node)
+    if name not in _PRODUCTS:
+        return False
+    terms = arguments.bound(node)[_PRODUCTS[name]].meta["val"].shape[-1]
+    return isinstance(terms, int) and terms <= POSITION_TERMS
 
 
 def _operands(node: fx.Node) -> list[Any]:
