@@ -347,3 +347,107 @@ def test_an_optimized_or_frozen_model_can_be_optimized_again(tmp_path: Path, fre
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         close(output_model(x), model(x))
+
+
+class Hidden(nn.Module):
+    """A recurrent cell that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16))
+        self.register_buffer("hidden", torch.zeros(2, 16))
+        self.calls = 0
+
+    def forward(self, x):
+        self.hidden = torch.tanh(self.cell(x) + self.hidden)
+        self.calls += 1
+        return self.hidden * self.calls
+
+
+class Cache(nn.Module):
+    """Attention over the last eight inputs, which are written into one buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = nn.Linear(16, 16)
+        self.register_buffer("cache", torch.zeros(2, 8, 16))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.cache[:, self.place % 8] = self.keys(x)
+        self.place.add_(1)
+        return torch.softmax(self.cache @ x.unsqueeze(-1), 1).squeeze(-1)
+
+
+class Growing(nn.Module):
+    """A cache whose length is the number of calls, up to eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = nn.Linear(16, 16)
+        self.cache = torch.zeros(2, 1, 16)
+
+    def forward(self, x):
+        self.cache = torch.cat([self.cache, self.keys(x).unsqueeze(1)], 1)[:, -8:]
+        return torch.softmax(self.cache @ x.unsqueeze(-1), 1).sum(1)
+
+
+@pytest.mark.parametrize("backend", ["reference", "openvino"])
+@pytest.mark.parametrize("kind", [Hidden, Cache, Growing])
+def test_a_model_that_keeps_state_begins_where_the_input_model_begins(kind: type[nn.Module], backend: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = torch.jit.script(kind().eval())
+    untouched = copy.deepcopy(model)
+    output_model, report = tiacc.optimize(model, 0, input_shapes=["2*16"], save_path=tmp_path / "fast.pt", backend=backend, **FAST)
+    assert report.passes, report.actions
+    saved = torch.jit.load(tmp_path / "fast.pt")
+    with torch.no_grad():
+        for x in torch.randn(12, 2, 16):
+            wanted = untouched(x)
+            for found in (model(x), output_model(x), saved(x)):
+                torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_keeps_state_is_kept_as_it_was() -> None:
+    model = torch.jit.script(Hidden().eval())
+    output_model, report = tiacc.optimize(model, 0, input_shapes=["2*16"], backend="reference", passes=(), min_segment_nodes=99, **FAST)
+    assert report.speedup == 1.0
+    assert output_model.calls == model.calls == 0 and not output_model.hidden.any()
+
+
+MODES = {
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "a default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "openvino"])
+@pytest.mark.parametrize("mode", list(MODES))
+def test_the_modes_of_the_caller_change_nothing(mode: str, backend: str, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    model = torch.jit.script(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)).eval())
+    x, path = torch.randn(4, 16), tmp_path / "fast.pt"
+    wanted = model(x)
+    with MODES[mode]():
+        inside, report = tiacc.optimize(model, 1, input_shapes=["4*16"], backend=backend, save_path=path, half_dtype="bf16", **FAST)
+        assert tiacc.explain(model, ["4*16"], backend=backend).segments
+        assert tiacc.debug.bisect(model, ["4*16"], backend=backend).kind == "nothing"
+    assert report.segments
+    for output_model in (inside, torch.jit.load(path, map_location="cpu")):
+        with MODES[mode]():  # the first call of the loaded model makes the engine, and all that the engine keeps
+            found = [output_model(x)]
+        found.append(output_model(x))
+        for output in found:
+            assert output.dtype == torch.float32 and output.device.type == "cpu"
+            torch.testing.assert_close(output, wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_a_module_that_holds_an_optimized_model_is_optimized() -> None:
+    model = make()
+    fast, _ = tiacc.optimize(model, 0, input_shapes=["2*3*8*8"], **FAST)
+    whole = nn.Sequential(fast, nn.Linear(5, 2)).eval()
+    output_model, _ = tiacc.optimize(whole, 0, input_shapes=["2*3*8*8"], **FAST)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(output_model(x), whole[1](model(x)), rtol=1e-4, atol=1e-5)

@@ -38,6 +38,11 @@ class Counter(torch.nn.Module):
         return count + 1
 
 
+class Named(torch.nn.Module):
+    def forward(self, tensors: dict[str, torch.Tensor]):
+        return tensors["x"].relu()
+
+
 class Lookup(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -118,6 +123,11 @@ CASES = {
     "an absurd size": (lambda tmp: {"input_shapes": ["224224*224224*3*9"]}, InvalidArgumentError, "elements; the most is"),
     "a shape too many": (lambda tmp: {"input_shapes": [*SHAPES, "1"]}, InvalidArgumentError, "expected at most 2 argument.*input_shapes"),
     "a shape too few": (lambda tmp: {"input_model": torch.jit.script(Two())}, InvalidArgumentError, "'y'.*input_shapes"),
+    "a tensor for a dictionary": (
+        lambda tmp: {"input_model": torch.jit.script(Named())},
+        InvalidArgumentError,
+        r"Expected a value of type 'Dict\[str, Tensor\]' for argument 'tensors' but instead found type 'Tensor'",
+    ),
     "a rank that the model refuses": (lambda tmp: {"input_shapes": ["2*8"]}, TiaccError, "(?s)2.*8"),
     "channels that the model refuses": (lambda tmp: {"input_shapes": ["2*5*8*8"]}, TiaccError, "(?s)channels"),
     "sizes that the model refuses": (lambda tmp: {"input_shapes": ["2*3*2*2"]}, TiaccError, "(?s)size"),
@@ -140,6 +150,7 @@ CASES = {
     "an unknown option": (lambda tmp: {"tolerence": 1}, InvalidArgumentError, "did you mean 'tolerance'"),
     "options of another type": (lambda tmp: {"options": {"seed": 1}}, InvalidArgumentError, "options is of type dict"),
     "an option out of range": (lambda tmp: {"num_threads": 0}, InvalidArgumentError, "num_threads is 0"),
+    "an unknown method": (lambda tmp: {"keep_methods": "encode"}, InvalidArgumentError, "keep_methods has 'encode', .* it has forward"),
     "an unknown backend": (lambda tmp: {"backend": "openvin"}, RegistryError, "no backend is named 'openvin'"),
     "an unknown pass": (lambda tmp: {"passes": "fold-batchnorm"}, RegistryError, "no pass is named 'fold-batchnorm'"),
 }

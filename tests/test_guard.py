@@ -14,6 +14,7 @@ from tests.helpers import use_however_fast
 from tiacc import measure
 from tiacc.backends import base
 from tiacc.backends.reference import ReferenceBackend
+from tiacc.graph import torch_compat
 from tiacc.guard import ROUNDS_ON_GPU, Guard
 from tiacc.passes.base import Pass, PassContext, PassResult
 from tiacc.samples import resolve_inputs
@@ -347,3 +348,49 @@ def test_calls_after_the_first_are_compared_too(right: int, error: float) -> Non
     checks._variation = None
     assert checks.calls_before(checks.data[0]) == 3
     assert checks.compare(torch.jit.script(Late(right))).error == pytest.approx(error)
+
+
+class Recurrent(nn.Module):
+    """What it gives is what all calls before it have left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(16, 16)
+        self.register_buffer("hidden", torch.zeros(2, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.hidden = torch.tanh(self.cell(x + self.hidden))
+        return self.hidden
+
+
+def test_a_fault_in_what_a_call_leaves_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def right_once(run: Run) -> Run:
+        calls = iter(range(1 << 30))
+        return lambda inputs: [output * (1.0 if next(calls) == 0 else 0.9) for output in run(inputs)]
+
+    monkeypatch.setitem(base.backends._items, "faulty", backend_with(right_once))
+    torch.manual_seed(11)
+    model = torch.jit.script(Recurrent().eval())
+    output_model, report = tiacc.optimize(model, 0, 1, ["2*16"], backend="faulty", timing_seconds=0.05)
+    assert not report.segments and report.actions
+    with torch.no_grad():
+        for x in torch.randn(4, 2, 16):
+            torch.testing.assert_close(output_model(x), model(x))
+
+
+def test_state_is_found_where_there_is_some() -> None:
+    batch_norm = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True)).eval())
+    assert not torch_compat.keeps_state(batch_norm), "what training alone writes into is no state"
+    assert not torch_compat.keeps_state(torch.jit.script(Net().eval()))
+    assert torch_compat.keeps_state(torch.jit.script(Recurrent().eval()))
+    assert torch_compat.keeps_state(torch.jit.trace(Counting().eval(), torch.zeros(1), check_trace=False))
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count.add_(1)
+        return x + self.count

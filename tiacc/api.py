@@ -19,6 +19,7 @@ from tiacc.options import Options
 from tiacc.planning import plan_of
 from tiacc.progress import progress
 from tiacc.report import OptimizedReport
+from tiacc.runtime import modes
 
 AUTO_BACKENDS: dict[str, tuple[str, ...]] = {"cpu": ("openvino",), "cuda": ("tensorrt", "tensorrt_rtx", "cudnn")}
 """What ``backend="auto"`` means, by device: those of these that are available, in this order."""
@@ -26,6 +27,7 @@ AUTO_BACKENDS: dict[str, tuple[str, ...]] = {"cpu": ("openvino",), "cuda": ("ten
 _DEVICES: dict[Any, str] = {0: "cuda", 1: "cpu", "cuda": "cuda", "gpu": "cuda", "cpu": "cpu"}
 
 
+@modes.all_off()
 def optimize(
     input_model: str | PathLike[str] | torch.jit.ScriptModule | torch.nn.Module,
     optimization_level: int = 0,
@@ -84,6 +86,7 @@ def optimize(
     return output_model, job.report
 
 
+@modes.all_off()
 def explain(
     input_model: str | PathLike[str] | torch.jit.ScriptModule | torch.nn.Module,
     input_shapes: Any = None,

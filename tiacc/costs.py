@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -45,8 +46,9 @@ def cheaper(job: Job, trial: Trial, file: models.TemporaryModel, seconds: float)
     if again is not None and not again.failure:
         again.repair, again.error_before = trial.repair, trial.error_before
         one, other = models.cloned(job.timed_item), models.cloned(job.timed_item)
+        first, second = job.guard.fresh(trial.model), job.guard.fresh(again.model)
         with torch.no_grad():
-            before, after = measure.latencies((lambda: trial.model(*one), lambda: again.model(*other)), job.device, seconds)
+            before, after = measure.latencies((lambda: first(*one), lambda: second(*other)), job.device, seconds)
         if after.p50_ms < before.p50_ms:
             for (region, index), reason in slow.items():
                 job.report.actions.append(f"{trial.attempt.name}: segment {region}.{index} was left in Torch: {reason}")
@@ -96,7 +98,7 @@ def _inputs_of(compiled: Compiled, item: Sequence[object]) -> list[list[torch.Te
         seen.append(_SeenEngine(loaded.engine))
         ops.attach(made.blob, seen[-1], loaded.header.device)
     with contextlib.suppress(Exception):  # it has run before; what was seen until it fails is what is known
-        models.call(compiled.module, item)
+        models.call(copy.deepcopy(compiled.module), item)
     for made in compiled.engines:
         ops.load(made.blob, made.key)
     return [engine.seen for engine in seen]

@@ -6,6 +6,7 @@ outputs are right. If all of them are right, each engine is compared with its ow
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from tiacc.graph import exporter, specs
 from tiacc.options import Options
 from tiacc.passes.manager import PassManager
 from tiacc.planning import half_of, plan_of
-from tiacc.runtime import stitch
+from tiacc.runtime import modes, stitch
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Finding:
         return text if self.directory is None else f"{text}; python {self.directory / 'reproduce.py'} shows it"
 
 
+@modes.all_off()
 def bisect(
     input_model: str | PathLike[str] | torch.jit.ScriptModule | torch.nn.Module,
     input_shapes: Any = None,
@@ -99,7 +101,9 @@ def bisect(
     tolerance = settings.tolerance_for(half_of(device, settings) if level else torch.float32)
     plan = plan_of(model, inputs, level, device, settings, candidates)
     data = [models.moved(item, device) for item in inputs.data]
-    return _find(model.to(device), plan, data, tolerance, None if directory is None else Path(directory))
+    if device.type == "cuda":
+        model = models.on_device(model, device)
+    return _find(model, plan, data, tolerance, None if directory is None else Path(directory))
 
 
 def _find(
@@ -121,7 +125,8 @@ def _find(
     Raises:
         TiaccError: The model cannot be imported.
     """
-    references = [models.run_checked(model, item, index) for index, item in enumerate(data)]
+    original = copy.deepcopy(model)
+    references = [models.run_checked(original, item, index) for index, item in enumerate(data)]
 
     def error_of(passes: Plan) -> float:
         try:
@@ -142,6 +147,7 @@ def _find(
 
 
 def _error(module: torch.jit.ScriptModule, data: Sequence[Any], references: Sequence[Any]) -> float:
+    module = copy.deepcopy(module)
     try:
         errors = (measure.largest(measure.compare(wanted, models.call(module, item))) for item, wanted in zip(data, references))
         return max(errors, default=0.0)

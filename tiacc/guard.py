@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from tiacc import measure, models, samples
 from tiacc.errors import AccuracyError
+from tiacc.graph import torch_compat
 from tiacc.measure import Accuracy, Judge
 from tiacc.samples import Item, ModelInputs
 
@@ -23,8 +26,14 @@ ROUNDS_ON_GPU = 3
 second as a graph, and replay that from then on, and each of these is to be right."""
 
 
+ROUNDS_OF_STATE = 2
+"""How often a model that keeps state is called with each item: the second call tells what the first has left."""
+
+
 class Guard:
     """Compares candidates with the input model.
+
+    Where the model keeps state, all calls are of copies: each candidate begins where the input model began, and none is changed.
 
     Attributes:
         data: What both are called with: the test data, then, where these leave some out, items at the min, opt and max of the shapes.
@@ -52,8 +61,20 @@ class Guard:
         self._inputs = inputs
         self._device = device
         self._variation: tuple[Any, Any] | None = None
-        self._rounds = ROUNDS_ON_GPU if device.type == "cuda" else 1
         self._later: list[Any] = []
+
+    @cached_property
+    def keeps_state(self) -> bool:
+        """Whether calls of the model may change it."""
+        return torch_compat.keeps_state(self._model)
+
+    @cached_property
+    def _rounds(self) -> int:
+        return ROUNDS_ON_GPU if self._device.type == "cuda" else ROUNDS_OF_STATE if self.keeps_state else 1
+
+    def fresh(self, module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+        """Return a module to be called, whose calls do not change `module`: a copy, where the input model keeps state."""
+        return copy.deepcopy(module) if self.keeps_state else module
 
     @property
     def shapes(self) -> str:
@@ -66,14 +87,15 @@ class Guard:
         Raises:
             InvalidArgumentError: It fails on an item of the test data.
         """
+        model = self.fresh(self._model)
         began = time.perf_counter()
-        self.references = [models.run_checked(self._model, item, index) for index, item in enumerate(self.data)]
-        self._add_other_shapes()
+        self.references = [models.run_checked(model, item, index) for index, item in enumerate(self.data)]
+        self._add_other_shapes(model)
         self.seconds = time.perf_counter() - began
-        self._later = [models.call(self._model, item) for _ in range(1, self._rounds) for item in self.data]
+        self._later = [models.call(model, item) for _ in range(1, self._rounds) for item in self.data]
         first, *others = [samples.shapes_of(item) for item in self.data]
         if first not in others:
-            self._vary()
+            self._vary(model)
 
     def calls_before(self, item: Item) -> int:
         """Return how often every model that is compared has been called with tensors of the shapes of an item."""
@@ -87,6 +109,7 @@ class Guard:
         Raises:
             AccuracyError: The outputs differ in more than their numbers, or the candidate fails where the input model does not.
         """
+        candidate = self.fresh(candidate)
         accuracy = Accuracy()
         first: Any = None
         for index, (item, reference) in enumerate(zip(self.data * self._rounds, self.references + self._later)):
@@ -98,7 +121,7 @@ class Guard:
         # The results of the first call are still what they were: later calls have not written over them.
         return accuracy.worst(self.judge(self.references[0], first))
 
-    def _add_other_shapes(self) -> None:
+    def _add_other_shapes(self, model: torch.jit.ScriptModule) -> None:
         """Add the test data cut or repeated to those min, opt and max shapes that they lack, where the input model takes that."""
         items = samples.at_other_shapes(self._inputs)
         if items and self._device.type == "cuda" and any(not spec.dtype.is_floating_point for spec in self._inputs.specs):
@@ -108,7 +131,7 @@ class Guard:
         for item in items:
             moved = models.moved(item, self._device)
             try:
-                self.references.append(models.call(self._model, moved))
+                self.references.append(models.call(model, moved))
             except Exception as error:  # noqa: BLE001 - the model need not take the data in another shape: indices, say
                 shape = samples.describe([item])[0]
                 self.warnings.append(
@@ -118,12 +141,12 @@ class Guard:
                 continue
             self.data.append(moved)
 
-    def _vary(self) -> None:
+    def _vary(self, model: torch.jit.ScriptModule) -> None:
         """Make a second call of the first shapes, if the input model takes it: each tensor back to front."""
         # As above: indices are not changed on a GPU.
         item = models.reversed_values(self.data[0], integers=self._device.type == "cpu")
         try:
-            self._variation = item, models.call(self._model, item)
+            self._variation = item, models.call(model, item)
         except Exception:  # noqa: BLE001 - the model need not take such values: indices out of order, say
             self._variation = None
 

@@ -275,7 +275,8 @@ class Job:
     def _time(self, candidate: torch.jit.ScriptModule) -> tuple[Latency, Latency]:
         self.bar.start("measure")
         one, other = models.cloned(self.timed_item), models.cloned(self.timed_item)
-        calls = (lambda: self.model(*one), lambda: candidate(*other))
+        model, candidate = self.guard.fresh(self.model), self.guard.fresh(candidate)
+        calls = (lambda: model(*one), lambda: candidate(*other))
         seconds = self.settings.timing_seconds
         with torch.no_grad():
             if seconds is None:
@@ -294,8 +295,9 @@ class Job:
         report.baseline_latency, report.optimized_latency = baseline, optimized
         report.optimization_result = OptimizationResult.of(baseline, optimized)
         if self.device.type == "cuda":
-            report.baseline_peak_bytes = measure.peak_bytes(lambda: models.call(self.model, self.timed_item), self.device)
-            report.optimized_peak_bytes = measure.peak_bytes(lambda: models.call(trial.model, self.timed_item), self.device)
+            model, candidate = self.guard.fresh(self.model), self.guard.fresh(trial.model)
+            report.baseline_peak_bytes = measure.peak_bytes(lambda: models.call(model, self.timed_item), self.device)
+            report.optimized_peak_bytes = measure.peak_bytes(lambda: models.call(candidate, self.timed_item), self.device)
             report.optimized_peak_bytes += buffers.held_bytes(self.device)
         if report.precision is not None:
             mending.tell(report.precision, trial)
@@ -322,8 +324,9 @@ class Job:
         report.actions.append("the input model was kept as it is: speed-up 1.00")
         accuracy = self.guard.compare(output_model)
         item = models.cloned(self.timed_item)
+        model = self.guard.fresh(self.model)
         with torch.no_grad():
-            (latency,) = measure.latencies((lambda: self.model(*item),), self.device, (self.settings.timing_seconds or LONGEST_TIMING) / 4)
+            (latency,) = measure.latencies((lambda: model(*item),), self.device, (self.settings.timing_seconds or LONGEST_TIMING) / 4)
         report.baseline_latency = report.optimized_latency = latency
         report.optimization_result = OptimizationResult.of(latency, latency)
         self._tell(accuracy, self.settings.tolerance_for(torch.float32))

@@ -106,9 +106,10 @@ def checked_engines(compiled: Compiled, data: Sequence[Any]) -> list[CheckedEngi
         loaded = ops.loaded(engine.blob, engine.key)
         checks.append(CheckedEngine(loaded.engine, engine))
         ops.attach(engine.blob, checks[-1], loaded.header.device)
+    module = copy.deepcopy(compiled.module)  # its constants are shared, its state is not
     with contextlib.suppress(Exception):  # what stayed in Torch may fail too; what was seen until then is what is known
         for item in data:
-            models.call(compiled.module, item)
+            models.call(module, item)
     return checks
 
 

@@ -90,16 +90,20 @@ def on_device(module: torch.jit.ScriptModule, device: torch.device) -> torch.jit
 
 def _evaluated(module: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
     notes = []
-    if any(getattr(child, "training", False) for child in module.modules()):
+    if _is_training(module):
         module.eval()
         notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
     return module, notes
 
 
+def _is_training(module: torch.nn.Module) -> bool:
+    return any(getattr(child, "training", False) for child in module.modules())  # a frozen module has no such attribute
+
+
 def _trace(module: torch.nn.Module, example: Sequence[Any]) -> tuple[torch.jit.ScriptModule, list[str]]:
     duplicate = copy.deepcopy(module)
     notes = ["input_model is a torch.nn.Module; it was traced with the first item of the test data"]
-    if any(child.training for child in duplicate.modules()):
+    if _is_training(duplicate):
         duplicate.eval()
         notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
     home = next((tensor.device for tensor in (*duplicate.parameters(), *duplicate.buffers())), _CPU)
@@ -265,4 +269,6 @@ def reason_of(error: BaseException) -> str:
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
     if raised:
         return raised[-1].removeprefix("RuntimeError: ")
+    if any(line.startswith("Declaration: ") for line in lines):  # an argument is not what the signature says, which goes on with how
+        return lines[0]
     return lines[-1] if lines else type(error).__name__

@@ -6,6 +6,7 @@ mistaken for what a backend does wrong.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,8 +94,8 @@ class Oracle:
         return self.cast(copied(region.graph), PassContext(self._device, data={KEEP: dict(kept)})).graph
 
     def run(self, item: Sequence[Any]) -> Any:
-        """Run the model; each region's engine then has its inputs."""
-        return models.call(self._module, item)
+        """Run the model, in the state that it begins in; each region's engine then has its inputs."""
+        return models.call(copy.deepcopy(self._module), item)
 
     def results(self, keep: Keep, data: Sequence[Any]) -> Iterator[Any]:
         """Yield the outputs for each item of the data with all but `keep` in half precision.
@@ -103,9 +104,10 @@ class Oracle:
             AccuracyError: The graph fails in half precision.
         """
         self.use(self.halves(keep))
+        module = copy.deepcopy(self._module)
         try:
             for item in data:
-                yield self.run(item)
+                yield models.call(module, item)
         except Exception as error:  # an operator may refuse half precision on this device
             raise AccuracyError(f"torch cannot run the graph in half precision here: {models.reason_of(error)}") from error
 

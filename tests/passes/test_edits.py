@@ -115,7 +115,11 @@ def test_the_text_of_changes():
         (lambda: default().last(lambda gm, ctx: 0), InvalidArgumentError, "a pass has a name"),
         (lambda: PipelineEdits.parse("-"), InvalidArgumentError, "the name of a pass is expected at the end"),
         (lambda: PipelineEdits.parse("+test-silu beside cast-half"), InvalidArgumentError, "',' or the end is expected at character 11"),
-        (lambda: PipelineEdits.parse("test-silu"), InvalidArgumentError, "'=' is expected at the end"),
+        (
+            lambda: PipelineEdits.parse("test-silu"),
+            InvalidArgumentError,
+            "and 'test-silu' is none: '=' is expected at the end",
+        ),
         (lambda: choose("+cast-half before remove-dropout, +cast-half{", None), InvalidArgumentError, "the name of an option is expected"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_loaded_model_runs_its_engine() -> None:
 @pytest.mark.parametrize(
     ("x", "said"),
     [
-        (torch.randn(9, 3), r"input 0 of a reference engine is float32\[9, 3\].*takes float32\[1..8, 3\]"),
+        (torch.randn(9, 3), r"input 0 of an engine of reference is float32\[9, 3\].*takes float32\[1..8, 3\]"),
         (torch.randn(4, 2), r"float32\[4, 2\]"),
         (torch.randn(4), r"float32\[4\]"),
         (torch.randn(4, 3).double(), r"float64\[4, 3\]"),

@@ -202,7 +202,8 @@ def _read_edit(reader: Reader, edits: PipelineEdits) -> PipelineEdits:
         return edits.without(reader.word("the name of a pass"))
     if sign != "+":
         name = reader.word("'+', '-' or the name of a pass")
-        reader.expect("=")
+        if not reader.skip("="):
+            raise reader.error(f"a change is '+PASS', '-PASS' or 'PASS = PASS', and {name!r} is none: '=' is expected {reader.here()}")
         return edits.replace(name, reader.item())
     item = reader.item()
     if reader.skip_word("before"):

@@ -17,6 +17,7 @@ import torch
 from tiacc.errors import EngineFormatError, ShapeOutOfRangeError
 from tiacc.graph.types import Dim, TensorSpec
 from tiacc.runtime import blob as envelope
+from tiacc.runtime import modes
 
 if TYPE_CHECKING:
     from tiacc.backends.base import Engine
@@ -84,12 +85,12 @@ class LoadedEngine:
                 if tensor.device.type != self._device:
                     hint = "move the input there: an engine runs on the type of device that it was built for"
                 return (
-                    f"input {index} of a {self.header.backend} engine is {given}, and the engine takes {_describe(spec)} on "
+                    f"input {index} of an engine of {self.header.backend} is {given}, and the engine takes {_describe(spec)} on "
                     f"{self._device}; {hint}"
                 )
         taken = "; ".join(str(profile.opt) for profile in self.header.profiles)
         return (
-            f"the inputs of a {self.header.backend} engine have shapes {[tuple(tensor.shape) for tensor in inputs]}, and the engine "
+            f"the inputs of an engine of {self.header.backend} have shapes {[tuple(tensor.shape) for tensor in inputs]}, and the engine "
             f"takes these sets of shapes: {taken}; optimize again with input_shapes that include this one"
         )
 
@@ -134,6 +135,9 @@ def _load(blob: torch.Tensor) -> LoadedEngine:
 
 
 def _run_engine(inputs: list[torch.Tensor], blob: torch.Tensor, backend: str, key: str) -> list[torch.Tensor]:
+    if modes.any_is_on(blob.device.type):
+        with modes.all_off():
+            return loaded(blob, key)(inputs)
     return loaded(blob, key)(inputs)
 
 

@@ -30,6 +30,7 @@ from tiacc.graph.torch_compat.scripts import frozen_copy as frozen_copy
 from tiacc.graph.torch_compat.scripts import function_of as function_of
 from tiacc.graph.torch_compat.scripts import hold_values as hold_values
 from tiacc.graph.torch_compat.scripts import insert_behind as insert_behind
+from tiacc.graph.torch_compat.scripts import keeps_state as keeps_state
 from tiacc.graph.torch_compat.scripts import modules_of as modules_of
 from tiacc.graph.torch_compat.scripts import nodes_of as nodes_of
 from tiacc.graph.torch_compat.scripts import remove_attribute as remove_attribute

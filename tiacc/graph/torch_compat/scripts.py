@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from tiacc.errors import ImportGraphError
+from tiacc.errors import ImportGraphError, InvalidArgumentError
 
 Graph: TypeAlias = Any
 """A `torch._C.Graph`. torch's own stubs of its intermediate representation lack most of the methods, so these types are aliases."""
@@ -43,14 +43,19 @@ def frozen_copy(
         The copy, the names of its methods besides ``forward``, and the names of those left out.
 
     Raises:
+        InvalidArgumentError: It has no such method.
         ImportGraphError: torch cannot copy or freeze it.
     """
+    methods = [name for name in module._c._method_names() if not name.startswith("__")]
+    for name in keep_methods:
+        if name not in methods:
+            raise InvalidArgumentError(f"keep_methods has {name!r}, which is no method of the model; it has {', '.join(methods)}")
     try:
         duplicate = copy.deepcopy(module)
         if any(getattr(child, "training", False) for child in duplicate.modules()):  # a frozen module has no such attribute
             duplicate.eval()
         helpers = _called_methods(duplicate._c, "forward") - set(keep_methods)
-        others = [name for name in duplicate._c._method_names() if name != "forward" and not name.startswith("__")]
+        others = [name for name in methods if name != "forward"]
         kept = [name for name in others if name not in helpers]
         frozen = torch._C._freeze_module(duplicate._c, kept, True, False)
         for name in ("forward", *kept):
@@ -59,6 +64,19 @@ def frozen_copy(
         raise ImportGraphError(f"torch cannot freeze the model: {str(error).splitlines()[0]}") from error
     dropped = tuple(name for name in others if name in helpers and not name.startswith("_"))
     return torch.jit._recursive.wrap_cpp_module(frozen), tuple(kept), dropped
+
+
+def keeps_state(module: torch.jit.ScriptModule) -> bool:
+    """Return whether calls of a scripted module in evaluation mode may change it, so that what they give depends on those before."""
+    writes = _OPAQUE | {"prim::SetAttr"}
+    graph = module.inlined_graph  # its nodes live as long as it does
+    if not any(node.kind() in writes or "!" in node.schema() for node in nodes_of(graph)):
+        return False
+    try:
+        frozen, _, _ = frozen_copy(module)
+    except ImportGraphError:
+        return True
+    return any(node.kind() == "prim::GetAttr" for node in nodes_of(forward_graph(frozen)))  # what nothing writes into is a constant
 
 
 def _inline_python_functions(graph: Graph) -> None:
