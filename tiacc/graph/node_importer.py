@@ -268,8 +268,8 @@ class NodeImporter(NumberImporter):
 
     def _new_dict(self, pairs: Iterable[tuple[Any, Any]]) -> Any:
         items = dict(pairs)
-        if any(isinstance(key, (TensorRef, fx.Node, NumberTensor)) for key in items):
-            raise CannotImportError("the keys of its dictionary depend on the input")
+        for key in items:
+            self._check_key(key)
         return self.builder.own(items)
 
     def _import_unpack(self, node: torch_compat.Node) -> list[Any]:
@@ -288,7 +288,7 @@ class NodeImporter(NumberImporter):
         if not isinstance(tensor, TensorRef):
             raise CannotImportError("its input is not a tensor of known shape")
         if rest:
-            if not isinstance(rest[0], int) or not -tensor.value.dim() <= rest[0] < max(tensor.value.dim(), 1):
+            if not isinstance(rest[0], int) or not -tensor.value.dim() <= rest[0] < tensor.value.dim():
                 raise CannotImportError("it asks for a dimension that the tensor does not have")
             return [self._size(tensor, rest[0])]
         return [self.builder.own([self._size(tensor, dim) for dim in range(tensor.value.dim())])]
@@ -317,6 +317,8 @@ class NodeImporter(NumberImporter):
                 total = self._scalar("aten::mul", [total, self._size(tensor, dim)])
             return [total]
         if kind == "aten::len":
+            if not value.dim():
+                raise CannotImportError("it asks for the length of a tensor without dimensions")
             return [self._size(tensor, 0)]
         return [_PROPERTIES[kind](value)]
 

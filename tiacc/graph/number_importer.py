@@ -32,6 +32,8 @@ class NumberImporter:
         if isinstance(first, (list, tuple, dict)) and kind in scalars.CONTAINER_WRITES:
             if not self.builder.owns(first):
                 raise CannotImportError("it changes a container that other code can see")
+            if kind == "aten::_set_item":
+                self._check_key(args[1])
             self.builder.note_change(first)
             return self._evaluate(scalars.CONTAINER_WRITES[kind], args)
         in_container = isinstance(first, (list, tuple, dict, str))
@@ -40,6 +42,8 @@ class NumberImporter:
                 return UNKNOWN
             if any(isinstance(arg, fx.Node) for arg in args[1:]):
                 raise CannotImportError("its index depends on the input")
+            if kind == "aten::__contains__" and isinstance(first, (list, tuple)):
+                return self._contains(first, args[1])
             return self.builder.own(self._evaluate(scalars.CONTAINER_READS[kind], args))
         if any(isinstance(arg, NumberTensor) for arg in args):
             return self._import_number_tensor(node, kind, args)
@@ -51,9 +55,37 @@ class NumberImporter:
             return NumberTensor(first, torch.int64)
         if any(isinstance(arg, fx.Node) for arg in args):
             return self._import_symbolic(kind, args)
+        if kind in scalars.FOLDED and kind not in {"aten::__is__", "aten::__isnot__"} and any(map(_varies, args)):
+            return self._import_varying_list(kind, args)
         if kind in scalars.FOLDED:
             return self._evaluate(scalars.FOLDED[kind], args)
         return UNKNOWN
+
+    def _import_varying_list(self, kind: str, args: list[Any]) -> bool:
+        is_equal = self._are_equal(*args) if kind in {"aten::eq", "aten::ne"} else None
+        if is_equal is None:
+            raise CannotImportError("it computes with a list of sizes that vary in a way that the importer does not know")
+        return is_equal == (kind == "aten::eq")
+
+    def _are_equal(self, one: Any, other: Any) -> bool | None:
+        """Return whether two numbers, or lists of numbers, are equal; None where that depends on sizes that vary."""
+        if not isinstance(one, (list, tuple)) or not isinstance(other, (list, tuple)):
+            result = self._scalar("aten::eq", [one, other])
+            return result if isinstance(result, bool) else None
+        found = {self._are_equal(*pair) for pair in zip(one, other)} if len(one) == len(other) else {False}
+        return False if False in found else None if None in found else True
+
+    def _contains(self, items: Any, wanted: Any) -> bool:
+        if has_tensors(items) or has_tensors(wanted):
+            raise CannotImportError("it looks for a tensor")
+        found = {self._are_equal(item, wanted) for item in items}
+        if None in found and True not in found:
+            raise CannotImportError("what it finds depends on the input")
+        return True in found
+
+    def _check_key(self, key: Any) -> None:
+        if isinstance(key, (TensorRef, fx.Node, NumberTensor)):
+            raise CannotImportError("the keys of its dictionary, or its index, depend on the input")
 
     def _import_symbolic(self, kind: str, args: list[Any]) -> Any:
         function = scalars.SYMBOLIC.get(kind)
@@ -137,9 +169,21 @@ class NumberImporter:
 
     def _evaluate(self, function: Any, args: list[Any]) -> Any:
         try:
-            return function(*args)
+            result = function(*args)
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CannotImportError(f"it fails on what is known of its input: {type(error).__name__}: {error}") from error
+        if isinstance(result, int) and not -(2**63) <= result < 2**63:
+            raise CannotImportError("its result does not fit in 64 bits")
+        return result
+
+
+def _varies(item: Any) -> bool:
+    """Return whether a container holds a number that depends on sizes."""
+    if isinstance(item, dict):
+        return any(map(_varies, item.values()))
+    if isinstance(item, (list, tuple)):
+        return any(isinstance(member, fx.Node) or _varies(member) for member in item)
+    return False
 
 
 def _is_integer(item: Any) -> bool:

@@ -83,8 +83,8 @@ def _set(container: Any, key: Any, item: Any) -> Any:
 
 def _call(name: str) -> Callable[..., Any]:
     def change(container: Any, *args: Any) -> Any:
-        result = getattr(container, name)(*args)
-        return container if result is None else result
+        getattr(container, name)(*args)
+        return container
 
     return change
 
@@ -93,13 +93,37 @@ CONTAINER_WRITES: dict[str, Callable[..., Any]] = {
     "aten::append": _call("append"),
     "aten::extend": _call("extend"),
     "aten::insert": _call("insert"),
-    "aten::pop": _call("pop"),
+    "aten::pop": lambda container, *args: container.pop(*args),
     "aten::reverse": _call("reverse"),
     "aten::clear": _call("clear"),
     "aten::_set_item": _set,
     "aten::update": _call("update"),
 }
 """The operators that change a list or dict in place."""
+
+
+def _floor_divide(a: float, b: float) -> float:
+    return a // b if isinstance(a, int) and isinstance(b, int) else float(math.floor(a / b))
+
+
+def _remainder(a: float, b: float) -> float:
+    return a % b if isinstance(a, int) and isinstance(b, int) else math.fmod(b + math.fmod(a, b), b)
+
+
+def _text(item: Any) -> str:
+    """Return what TorchScript writes for a value, where that is what Python writes: it has ``2.`` for 2.0."""
+    if isinstance(item, list) and all(isinstance(member, int) for member in item):
+        return str(item)
+    if item is not None and not isinstance(item, (str, int, torch.device)):
+        raise TypeError(f"the text of a {type(item).__name__} is left to TorchScript")
+    return str(item)
+
+
+def _format(pattern: str, *args: Any) -> str:
+    """Put texts in the places of ``{}``; nothing else in a pattern means anything to TorchScript."""
+    first, *others = pattern.split("{}")
+    return first + "".join(_text(arg) + other for arg, other in zip(args, others, strict=True))
+
 
 FOLDED: dict[str, Callable[..., Any]] = {
     "aten::__is__": operator.is_,
@@ -111,14 +135,14 @@ FOLDED: dict[str, Callable[..., Any]] = {
     "aten::Bool": bool,
     "aten::Int": int,
     "aten::Float": float,
-    "aten::str": str,
-    "aten::format": lambda pattern, *args: pattern.format(*args),
+    "aten::str": _text,
+    "aten::format": _format,
     "aten::add": operator.add,
     "aten::sub": operator.sub,
     "aten::mul": operator.mul,
     "aten::div": operator.truediv,
-    "aten::floordiv": operator.floordiv,
-    "aten::remainder": operator.mod,
+    "aten::floordiv": _floor_divide,
+    "aten::remainder": _remainder,
     "aten::pow": operator.pow,
     "aten::neg": operator.neg,
     "aten::abs": abs,

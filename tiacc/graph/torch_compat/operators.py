@@ -15,24 +15,14 @@ from tiacc.graph.torch_compat.symbols import inference
 
 _TAKES_DTYPE, _TAKES_MEMORY_FORMAT, _TAKES_LAYOUT = "ScalarType", "MemoryFormat", "Layout"
 
-_DTYPES = {
-    0: torch.uint8,
-    1: torch.int8,
-    2: torch.int16,
-    3: torch.int32,
-    4: torch.int64,
-    5: torch.float16,
-    6: torch.float32,
-    7: torch.float64,
-    8: torch.complex32,
-    9: torch.complex64,
-    10: torch.complex128,
-    11: torch.bool,
-    12: torch.qint8,
-    13: torch.quint8,
-    14: torch.qint32,
-    15: torch.bfloat16,
-}
+_DTYPE_NAMES = """
+    uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool qint8 quint8 qint32 bfloat16
+    quint4x2 quint2x4 bits1x8 bits2x4 bits4x2 bits8 bits16 float8_e5m2 float8_e4m3fn float8_e5m2fnuz float8_e4m3fnuz
+    uint16 uint32 uint64 uint1 uint2 uint3 uint4 uint5 uint6 uint7 int1 int2 int3 int4 int5 int6 int7 float8_e8m0fnu
+"""
+"""The dtypes in the order of their numbers in TorchScript."""
+
+_DTYPES = {number: getattr(torch, name) for number, name in enumerate(_DTYPE_NAMES.split())}
 _DTYPE_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
 
 _MEMORY_FORMATS = {
@@ -162,7 +152,7 @@ def bind(overload: torch._ops.OpOverload, values: list[Any]) -> tuple[tuple[Any,
 def _named(value: Any, type_name: str) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         if _TAKES_DTYPE in type_name:
-            return _DTYPES[value]
+            return _DTYPES.get(value, value)
         if _TAKES_MEMORY_FORMAT in type_name:
             return _MEMORY_FORMATS[value]
         if _TAKES_LAYOUT in type_name:
