@@ -81,6 +81,15 @@ def test_near_misses_stay_two(first, second):
     assert lines(gm) == before
 
 
+def test_the_larger_of_two_zeros_depends_on_their_order():
+    for target in (aten.maximum.default, aten.minimum.default):
+        gm = pair(lambda s, x, y, op=target: s.call(op, x, y), lambda s, x, y, op=target: s.call(op, y, x))
+        before = copy_of(gm)
+        EliminateCommonSubexpressions()(gm)
+        zeros = torch.zeros(2, 4, 6, 6)
+        assert torch.equal(run(gm, [zeros, -zeros])[0].signbit(), run(before, [zeros, -zeros])[0].signbit())
+
+
 def test_numbers_of_different_types_differ():
     sketch = Sketch()
     x = sketch.input("x", 2, 3, dtype=torch.int64)

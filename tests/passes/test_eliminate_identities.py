@@ -202,6 +202,34 @@ def test_what_the_caller_gets_does_not_become_an_input_a_constant_or_another_res
     check(gm, 0)
 
 
+def test_a_conversion_there_and_back_of_what_is_returned_stays_a_copy():
+    def there_and_back(sketch, x):
+        return sketch.call(aten.to.dtype, sketch.call(aten.to.dtype, x, torch.float64), torch.float32)
+
+    sketch = Sketch()
+    y = sketch.call(aten.relu.default, sketch.input("x", 3))
+    check(sketch.output(there_and_back(sketch, y), sketch.call(aten.reshape.default, y, [3, 1])), 0)
+    sketch = Sketch()
+    check(sketch.output(there_and_back(sketch, sketch.constant("w", torch.randn(3)))), 0)
+    check(build(there_and_back), 1, NOTHING_BETWEEN)
+
+
+def test_reshapes_of_which_one_copies_stay():
+    """Without the copy there would be a view, of the input here, with strides that ``view`` and the caller do not expect."""
+
+    def make(s, x):
+        turned = s.call(aten.transpose.int, x, 2, 3)
+        return s.call(aten.reshape.default, s.call(aten.flatten.using_ints, turned, 2), [2, 3, 4, s.call(aten.sym_size.int, x, 2)])
+
+    for after in (False, True):
+        check(build(make, before=False, after=after), 0)
+    gm = build(make, before=False, after=False)
+    EliminateIdentities()(gm)
+    (x,) = random_inputs(gm)
+    (y,) = run(gm, [x])
+    assert y.is_contiguous() and y.data_ptr() != x.data_ptr()
+
+
 def test_a_copy_of_something_new_may_be_returned_without():
     gm = build(IDENTITIES["clone"], after=False)
     check(gm, 1, ["neg_default = aten.neg.default(x)", "return neg_default"])

@@ -37,13 +37,12 @@ COMMUTATIVE = frozenset(
         aten.logical_and.default,
         aten.logical_or.default,
         aten.logical_xor.default,
-        aten.maximum.default,
-        aten.minimum.default,
         aten.mul.Tensor,
         aten.ne.Tensor,
     }
 )
-"""The operators whose first two arguments may change places (``add`` where ``alpha`` is 1)."""
+"""The operators whose first two arguments may change places (``add`` where ``alpha`` is 1). ``maximum`` and ``minimum`` are none: of
+-0.0 and 0.0 they may give either, by the order."""
 
 
 @register

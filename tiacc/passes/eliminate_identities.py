@@ -27,7 +27,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import fx
 
-from tiacc.graph import arguments
+from tiacc.graph import arguments, torch_compat
 from tiacc.passes import rewrite
 from tiacc.passes.base import Pass, PassContext, PassResult, register
 
@@ -70,6 +70,12 @@ RESHAPES = frozenset(
 )
 """The operators that keep the order of the elements, and their number."""
 
+MAY_COPY = frozenset({aten.flatten.using_ints, aten.reshape.default, aten.reshape_as.default})
+"""Those of them that copy where they cannot give a view."""
+
+CONVERSIONS = (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default)
+"""The operators that give their input itself where it is of the type asked for, else a new tensor."""
+
 
 @register
 @dataclass(frozen=True)
@@ -109,12 +115,13 @@ def eliminate_identities(gm: fx.GraphModule, ctx: PassContext) -> int:
             value = (SHARING.get(node.target) or COPYING[node.target])(node, arguments.bound(node))
         if value is None:
             continue
-        loosens = node.target in COPYING or node.target is aten.contiguous.default
+        copies = node.target in COPYING or (node.target in CONVERSIONS and value not in node.all_input_nodes)
+        loosens = copies or node.target is aten.contiguous.default
         if loosens and (layout_matters or (memory.is_returned(node) and not _same_layout(node, value))):
             continue
         if value.op == "placeholder" and node in returned:
             continue
-        if node.target in COPYING and not memory.may_replace(node, value):
+        if copies and not memory.may_replace(node, value):
             continue
         if ctx.spend():
             sources = node.all_input_nodes
@@ -137,10 +144,11 @@ def _merge(node: fx.Node, ctx: PassContext) -> bool:
     if not isinstance(inner, fx.Node):
         return False
     if node.target in (aten.reshape.default, aten.view.default, aten._unsafe_view.default) and inner.target in RESHAPES:
-        if not ctx.spend():
+        source = arguments.bound(inner)["self"]
+        if _is_copied(source, inner) or not ctx.spend():
             return False
         shape = arguments.bound(node)["shape" if node.target is aten.reshape.default else "size"]
-        node.target, node.args, node.kwargs = aten.reshape.default, (arguments.bound(inner)["self"], shape), {}
+        node.target, node.args, node.kwargs = aten.reshape.default, (source, shape), {}
         _erase_unread([inner])
         return True
     outer_order, inner_order = _order(node), _order(inner)
@@ -150,6 +158,11 @@ def _merge(node: fx.Node, ctx: PassContext) -> bool:
     node.target, node.args, node.kwargs = aten.permute.default, (arguments.bound(inner)["self"], order), {}
     _erase_unread([inner])
     return True
+
+
+def _is_copied(source: fx.Node, reshaped: fx.Node) -> bool:
+    """Return whether a reshape has to copy what it is given: without it, the next one might give a view, laid out otherwise."""
+    return reshaped.target in MAY_COPY and not torch_compat.shares_memory(reshaped.meta["val"], source.meta["val"])
 
 
 def _drop_empty_parts(node: fx.Node, ctx: PassContext) -> bool:
@@ -248,7 +261,7 @@ def _is_float(operand: object) -> bool:
     return isinstance(operand, float) if tensor is None else tensor.is_floating_point()
 
 
-@_rule(SHARING, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default)
+@_rule(SHARING, *CONVERSIONS)
 @_rule(COPYING, aten._to_copy.default, aten.clone.default)
 def _to_what_it_is(node: fx.Node, bound: dict[str, Any]) -> fx.Node | None:
     source = bound["self"]
