@@ -47,9 +47,30 @@ def test_what_is_not_finite_is_equal_or_lost(reference: list[float], candidate: 
     assert measure.largest(measure.compare(torch.tensor(reference), torch.tensor(candidate))) == largest
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1.0, 1e170, 1e300])
+def test_numbers_whose_squares_float64_cannot_hold(size: float) -> None:
+    reference = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    candidate = torch.tensor([3.0, -4.5], dtype=torch.float64)
+    (error,) = measure.compare(size * reference, size * candidate)
+    (usual,) = measure.compare(reference, candidate)
+    assert error.max_abs == pytest.approx(0.5 * size)
+    assert [error.rel_norm, error.max_rel, error.cosine] == pytest.approx([usual.rel_norm, usual.max_rel, usual.cosine])
+    assert measure.largest(measure.worst([usual], [error])) == pytest.approx(0.1)
+
+
+def test_outputs_of_any_layout_and_type() -> None:
+    reference, candidate = torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 2.5], [0.0, 4.0]])
+    (usual,) = measure.compare(reference, candidate)
+    assert measure.compare(reference.to_sparse(), candidate.to_sparse()) == [usual]
+    assert measure.compare(reference.to(torch.float8_e5m2), candidate.to(torch.float8_e5m2)) == [usual]
+    quantized = [torch.quantize_per_tensor(tensor, 0.5, 0, torch.quint8) for tensor in (reference, candidate)]
+    assert measure.compare(*quantized)[0].rel_norm == usual.rel_norm
+
+
 @pytest.mark.parametrize(
     ("reference", "candidate"),
     [
+        (math.nan, None),
         (torch.ones(2), torch.ones(3)),
         (torch.ones(2), torch.ones(2, dtype=torch.float64)),
         ([torch.ones(2)], [torch.ones(2), torch.ones(2)]),

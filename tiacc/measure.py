@@ -23,6 +23,9 @@ MAX_CALLS = 2000
 STABLE_SPREAD = 0.01
 """Timing stops before its budget when the medians of the two halves of every model's calls differ by less than this part."""
 
+LEAST_SQUARED, MOST_SQUARED = 1e-100, 1e100
+"""Between these, numbers are neither so small nor so large that their squares, added up, lose digits in float64."""
+
 SHORT_CALL_MS = 300.0
 """A call on the CPU that takes less, behind one of another model, is made again, and the second is what counts.
 
@@ -111,11 +114,15 @@ def compare(reference: Any, candidate: Any, name: str = "output") -> list[Output
             for index, (one, other) in enumerate(zip(reference, candidate))
             for error in compare(one, other, f"{name}[{index}]")
         ]
-    if reference != candidate and not (isinstance(reference, float) and math.isnan(reference) and math.isnan(candidate)):
+    if reference != candidate and not (_is_nan(reference) and _is_nan(candidate)):
         if not isinstance(reference, (int, float)) or not isinstance(candidate, (int, float)):
             raise AccuracyError(f"{name} is {reference!r}, and the optimized model returns {candidate!r}")
         return [_compare_tensors(torch.tensor(reference), torch.tensor(candidate), name)]
     return []
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _compare_tensors(reference: torch.Tensor, candidate: Any, name: str) -> OutputError:
@@ -126,8 +133,8 @@ def _compare_tensors(reference: torch.Tensor, candidate: Any, name: str) -> Outp
             f"{name} is {reference.dtype} of shape {tuple(reference.shape)}, and the optimized model returns {candidate.dtype} of shape "
             f"{tuple(candidate.shape)}"
         )
-    top1 = _top1(reference, candidate)
-    one, other = (tensor.detach().cpu().to(torch.complex128 if tensor.is_complex() else torch.float64) for tensor in (reference, candidate))
+    one, other = _numbers_of(reference), _numbers_of(candidate)
+    top1 = _top1(one, other) if reference.is_floating_point() else None
     one, other = one.flatten(), other.flatten()
     same = (one == other) | (one.isnan() & other.isnan())
     if bool(same.all()):
@@ -136,6 +143,10 @@ def _compare_tensors(reference: torch.Tensor, candidate: Any, name: str) -> Outp
     if not bool((finite | same).all()):
         return OutputError(name, math.inf, math.inf, 0.0, math.inf, top1)
     one, other = one[finite], other[finite]
+    # The square of a number may be none of float64: of very large and very small ones, the norms are of what they are of the largest.
+    unit = float(torch.maximum(one.abs(), other.abs()).max())
+    unit = 1.0 if LEAST_SQUARED < unit < MOST_SQUARED else unit
+    one, other = one / unit, other / unit
     difference = (one - other).abs()
     norm = float(torch.linalg.vector_norm(one))
     scale = norm / math.sqrt(one.numel())
@@ -144,7 +155,7 @@ def _compare_tensors(reference: torch.Tensor, candidate: Any, name: str) -> Outp
     cosine = float(torch.real(torch.vdot(one, other))) / product if product else 0.0
     return OutputError(
         name,
-        max_abs=float(difference.max()),
+        max_abs=float(difference.max()) * unit,
         max_rel=float((difference / floor).max()),
         cosine=min(1.0, cosine),
         rel_norm=float(torch.linalg.vector_norm(difference)) / norm if norm else math.inf,
@@ -152,9 +163,18 @@ def _compare_tensors(reference: torch.Tensor, candidate: Any, name: str) -> Outp
     )
 
 
+def _numbers_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what a tensor of any layout and type holds, in float64, on the CPU."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    return tensor.detach().cpu().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def _top1(reference: torch.Tensor, candidate: torch.Tensor) -> float | None:
     """Return the part of the rows in which the same column is largest; None for what are no scores of classes."""
-    if reference.ndim != 2 or not reference.is_floating_point() or reference.shape[0] == 0 or reference.shape[1] < 2:
+    if reference.ndim != 2 or reference.shape[0] == 0 or reference.shape[1] < 2:
         return None
     return float((reference.argmax(1) == candidate.argmax(1)).double().mean())
 
