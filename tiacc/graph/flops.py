@@ -15,6 +15,25 @@ aten = torch.ops.aten
 _RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 
 
+def _of_vectors(matrix: torch.Size, vector: torch.Size, *_: Any, **__: Any) -> int:
+    """Each number of a matrix, or of the first of two vectors, meets one of a vector once."""
+    return 2 * matrix.numel()
+
+
+def _of_sum_of_products(sum_: torch.Size, first: torch.Size, second: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * first.numel() * second[-1]
+
+
+_MORE = {
+    aten.mv: _of_vectors,
+    aten.dot: _of_vectors,
+    aten.vdot: _of_vectors,
+    aten.addmv: lambda sum_, matrix, vector, *_, **__: _of_vectors(matrix, vector),
+    aten.addbmm: _of_sum_of_products,
+}
+"""The products that torch's own counter does not know, by the shapes of their operands."""
+
+
 def flops_of(node: fx.Node) -> int:
     """Return the floating-point operations of a call at the sizes that the engines are fastest at.
 
@@ -26,7 +45,7 @@ def flops_of(node: fx.Node) -> int:
     if node.target in _RECURRENT:
         return _of_recurrent(node)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
             node.target(*_on_meta(node.args), **_on_meta(node.kwargs))
         counted = int(counter.get_total_flops())
     except Exception:  # noqa: BLE001 - an operator need not have a kernel without data
