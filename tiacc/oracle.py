@@ -128,7 +128,7 @@ class GraphEngine:
 
     Attributes:
         graph: What is run.
-        seen: What it was given last.
+        seen: What it was given last, as it was: the model may write into it later.
     """
 
     def __init__(self, graph: fx.GraphModule, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
@@ -139,7 +139,7 @@ class GraphEngine:
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the outputs node by node."""
-        self.seen = list(inputs)
+        self.seen = [tensor.detach().clone() for tensor in inputs]
         with torch.no_grad():
             return own(list(self.graph(*inputs)), inputs)
 

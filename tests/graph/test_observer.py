@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -123,6 +124,23 @@ def test_sizes_that_were_equal_in_all_runs_are_one_dimension() -> None:
     assert list(dims) == ["observed0"] and dims["observed0"] == Dim("observed0", 1, 5, 20)
     assert set(seen) <= set(range(count))
     assert TensorSpec((dims["observed0"], 8), torch.float32) in seen.values()
+
+
+def test_models_that_are_observed_in_two_threads_do_not_see_each_other() -> None:
+    def seen(width: int) -> list[TensorSpec]:
+        class Chosen(nn.Module):
+            def forward(self, x):
+                for _ in range(100):
+                    x = (x * 2)[x[:, 0] > 0]
+                return x
+
+        twin, _, _ = torch_compat.frozen_copy(torch.jit.script(Chosen()))
+        return list(observer.observe(twin, [(torch.ones(3, width),)] * 4)[0].values())
+
+    alone = [set(map(str, seen(width))) for width in (5, 7)]
+    with ThreadPoolExecutor(2) as pool:
+        together = [set(map(str, found)) for found in pool.map(seen, [5, 7] * 4)]
+    assert alone[0] != alone[1] and together == alone * 4
 
 
 class SumsInABranch(nn.Module):

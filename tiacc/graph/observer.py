@@ -7,6 +7,7 @@ one that varied is a `Dim`. Regions that rely on it check it when they run, and 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class _Record:
 
 
 _records: dict[int, _Record] = {}
+_lock = threading.Lock()
+"""Held while a model is observed: models of several threads take turns."""
 
 
 def _observe(value: torch.Tensor, index: int) -> None:
@@ -77,21 +80,22 @@ def observe(module: torch.jit.ScriptModule, examples: Sequence[tuple[Any, ...]])
     graph = torch_compat.forward_graph(module)
     for index, value in enumerate(observable(graph)):
         torch_compat.insert_behind(graph, value, "tiacc::observe", index)
-    _records.clear()
-    with torch.no_grad(), torch.random.fork_rng():
+    with _lock, torch.no_grad(), torch.random.fork_rng():
+        _records.clear()
         for example in examples[:EXAMPLES]:
             with suppress(Exception):  # a model may raise anything; what was seen until then was seen
                 module(*example)
+        records = dict(_records)
+        _records.clear()
     dims: dict[tuple[int, ...], Dim] = {}
     found: dict[int, TensorSpec] = {}
-    for index, record in _records.items():
+    for index, record in records.items():
         ranks = {len(shape) for shape in record.shapes}
         if record.is_odd or len(record.dtypes) > 1 or len(record.devices) > 1 or len(ranks) > 1:
             continue
         sizes = [_size(seen, dims) for seen in zip(*record.shapes)]
         if all(size is not None for size in sizes):
             found[index] = TensorSpec(tuple(sizes), *record.dtypes, *record.devices)  # type: ignore[arg-type]
-    _records.clear()
     return found, {dim.name: dim for dim in dims.values()}
 
 
