@@ -173,6 +173,19 @@ def test_what_is_left_of_a_segment_computes_the_sizes_that_it_needs() -> None:
         assert torch.equal(stitch.stitch(gm, changed, {})(x)[0], x.exp().relu().reshape(10, 2))
 
 
+def test_numbers_that_are_made_of_each_other_are_looked_at_once() -> None:
+    """Each is the sum of the two before it: there are more ways through them than there is time."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    one = two = graph.call_function(aten.sym_size.int, (x, 0))
+    for _ in range(60):
+        one, two = two, graph.call_function(operator.add, (one, two))
+    rest = graph.call_function(operator.mod, (two, 7))
+    graph.output((graph.call_function(aten.add.Scalar, (x, rest)),))
+    gm = specs.propagate(fx.GraphModule(torch.nn.Module(), graph), [TensorSpec((4,), torch.float32)])
+    assert len(partition(gm, [ReferenceBackend()]).segments) == 1
+
+
 class Dear(Picky):
     """Its engines cost 20 µs a call."""
 

@@ -148,8 +148,12 @@ def _choose(node: fx.Node, backends: Sequence[Backend]) -> tuple[str | None, dic
 def _number_from_outside(node: fx.Node) -> fx.Node | None:
     """Return a number that a node needs and that is an input of the graph: an engine takes tensors only."""
     pending = [item for item in node.all_input_nodes if not specs.is_tensor(item)]
+    seen: set[fx.Node] = set()
     while pending:
         item = pending.pop()
+        if item in seen:
+            continue
+        seen.add(item)
         if item.op == "placeholder":
             return item
         if specs.is_scalar(item):

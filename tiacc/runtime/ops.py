@@ -7,6 +7,8 @@ as long as a model refers to it.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import threading
 import weakref
 from collections.abc import Sequence
@@ -163,20 +165,12 @@ def _fits(inputs: list[torch.Tensor], specs: str) -> bool:
     return True
 
 
+@functools.lru_cache(maxsize=1024)
 def _parse_specs(text: str) -> tuple[TensorSpec, ...]:
-    import json
-
-    cached = _specs_cache.get(text)
-    if cached is None:
-        try:
-            cached = tuple(envelope.spec_from_json(fields) for fields in json.loads(text))
-        except (ValueError, KeyError, TypeError) as error:
-            raise EngineFormatError(f"the input check of this model is damaged ({error}); optimize the model again") from error
-        _specs_cache[text] = cached
-    return cached
-
-
-_specs_cache: dict[str, tuple[TensorSpec, ...]] = {}
+    try:
+        return tuple(envelope.spec_from_json(fields) for fields in json.loads(text))
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineFormatError(f"the input check of this model is damaged ({error}); optimize the model again") from error
 
 
 def _describe(spec: TensorSpec) -> str:
