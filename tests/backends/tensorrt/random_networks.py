@@ -1,5 +1,7 @@
 """Random graphs of the operators that models are made of, whose values have several readers: what is accepted is right and builds.
 
+They are in float32, in float16, or in half precision but for what is kept, as the passes make them.
+
 ``python -m tests.backends.tensorrt.random_networks 0 500`` tries the graphs of these seeds, each in a process of its own: TensorRT has
 ended processes. A failure prints its seed; ``--show`` prints the graphs too.
 """
@@ -7,6 +9,7 @@ ended processes. A failure prints its seed; ``--show`` prints the graphs too.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import operator
 import os
@@ -212,7 +215,7 @@ _STEPS = words(
 
 def check(seed: int) -> str:
     """Return ``"right"``, or why the graph of a seed is not accepted, or what is wrong with its network."""
-    chance = random.Random(-seed)
+    chance, levels = random.Random(-seed), random.Random(f"{seed}")
     with torch.no_grad():
         gm, inputs = Generator(seed).make()
     half = chance.random() < 0.4
@@ -220,7 +223,11 @@ def check(seed: int) -> str:
     batch: Any = Dim("n", 1, 2, 4) if chance.random() < 0.5 else 2
     types = [TensorSpec((batch, *tensor.shape[1:]), dtype) for tensor in inputs]
     gm = specs.propagate(gm.half() if half else gm, types)
-    if chance.random() < 0.7:
+    model, tolerance = copy.deepcopy(gm).float(), _TOLERANCE[dtype]
+    if not half and levels.random() < 0.5:
+        kept = [node.name for node in gm.graph.nodes if levels.random() < 0.3]
+        gm, tolerance = pipeline(1, torch.device("cuda"), torch.float16, tuple(kept))(gm).graph, _TOLERANCE[torch.float16]
+    elif chance.random() < 0.7:
         gm = pipeline(0, torch.device("cuda"))(gm).graph
     if reason := rejection(gm):
         return f"refused: {reason}"
@@ -230,8 +237,8 @@ def check(seed: int) -> str:
         results = [interpret(definition, [tensor.to(dtype) for tensor in case]) for case in cases]
         for case, got in zip(cases, results):
             with torch.no_grad():
-                want = gm.float()(*case)
-            assert_close([one.float() for one in got], list(want), _TOLERANCE[dtype])
+                want = model(*case)
+            assert_close([one.float() for one in got], list(want), tolerance)
         compile_for(definition, types)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is a failure of this graph; the others shall be seen too
         return f"failed: {type(error).__name__}: {str(error)[:500]}"
