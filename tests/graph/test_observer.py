@@ -126,6 +126,23 @@ def test_sizes_that_were_equal_in_all_runs_are_one_dimension() -> None:
     assert TensorSpec((dims["observed0"], 8), torch.float32) in seen.values()
 
 
+def test_behind_a_result_that_is_not_there_all_others_are_seen() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.layer(x, x, x, need_weights=False)[0].relu()
+
+    twin, _, _ = torch_compat.frozen_copy(torch.jit.script(Attends().eval()))
+    seen, _ = observer.observe(twin, [(torch.randn(2, 5, 8),)])
+    results = [torch_compat.forward_graph(twin).findAllNodes("aten::relu")[0].output().unique()]
+    values = observer.observable(torch_compat.forward_graph(twin))
+    (place,) = (index for index, value in enumerate(values) if value.unique() in results)
+    assert seen[place] == TensorSpec((2, 5, 8), torch.float32)
+
+
 def test_models_that_are_observed_in_two_threads_do_not_see_each_other() -> None:
     def seen(width: int) -> list[TensorSpec]:
         class Chosen(nn.Module):

@@ -43,8 +43,11 @@ _lock = threading.Lock()
 """Held while a model is observed: models of several threads take turns."""
 
 
-def _observe(value: torch.Tensor, index: int) -> None:
+def _observe(value: torch.Tensor | None, index: int) -> None:
     record = _records.setdefault(index, _Record())
+    if value is None:  # a tensor that is not there, such as the weights that attention was not asked for
+        record.is_odd = True
+        return
     record.is_odd = record.is_odd or value.layout != torch.strided or value.is_quantized or value.requires_grad
     record.dtypes.add(value.dtype)
     record.devices.add(value.device)

@@ -1,7 +1,8 @@
 """The shapes of results for operators whose own inference fixes sizes that may vary.
 
 torch infers the shapes of recurrent layers by running their loops, step by step, and so fixes the length of the sequence. A shape
-that is asked for as a tensor it cannot give at all, and a tensor of numbers it makes at once, of the example's.
+that is asked for as a tensor it cannot give at all, nor, before 2.14, that of a whole layer of a transformer; and a tensor of numbers it
+makes at once, of the example's.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ def _outputs(value: torch.Tensor, state: torch.Tensor, is_bidirectional: bool) -
     return value.new_empty((*value.shape[:2], state.shape[2] * (2 if is_bidirectional else 1)))
 
 
+def _encoder_layer(value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return value.new_empty(value.shape)
+
+
 def _shape_as_tensor(value: torch.Tensor) -> torch.Tensor:
     return torch.empty(value.dim(), dtype=torch.int64)
 
@@ -74,6 +79,7 @@ SHAPE_RULES: dict[Any, Callable[..., Any]] = {
     aten.rnn_tanh.input: _layers,
     aten.rnn_relu.input: _layers,
     aten._shape_as_tensor.default: _shape_as_tensor,
+    aten._transformer_encoder_layer_fwd.default: _encoder_layer,
     **{getattr(aten.tensor, kind): _tensor for kind in ("default", "int", "float", "bool")},
     **{getattr(aten.as_tensor, kind): _tensor for kind in ("list", "int", "float", "bool")},
 }
