@@ -451,3 +451,34 @@ def test_a_module_that_holds_an_optimized_model_is_optimized() -> None:
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(output_model(x), whole[1](model(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_draws_random_numbers_is_compared_by_the_same_ones() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            y = self.first(x).relu()
+            return self.second(y + torch.rand_like(y))
+
+    model = torch.jit.script(Noisy().eval())
+    output_model, report = tiacc.optimize(model, 0, input_shapes=["3*16"], backend="reference", **FAST)
+    assert report.passes and max(error.rel_norm for error in report.outputs) < 1e-5
+    with torch.no_grad():
+        outputs = []
+        for each in (model, output_model):
+            torch.manual_seed(8)
+            outputs.append(each(torch.ones(3, 16)))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_takes_an_object_stays_in_torch() -> None:
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU()).eval()
+    model = torch.jit.script(torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8))
+    output_model, report = tiacc.optimize(model, 0, input_shapes=["3*16"], **FAST)
+    assert any(row.op == "quantized::linear_dynamic" and "object" in row.reasons["importer"] for row in report.fallbacks)
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(output_model(x), model(x))

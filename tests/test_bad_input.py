@@ -74,6 +74,11 @@ CASES = {
     "no model": (lambda tmp: {"input_model": None}, InvalidArgumentError, "input_model"),
     "a number as model": (lambda tmp: {"input_model": 42}, InvalidArgumentError, "input_model"),
     "a state dict as model": (lambda tmp: {"input_model": Net().state_dict()}, InvalidArgumentError, "input_model"),
+    "a model without forward": (
+        lambda tmp: {"input_model": torch.jit.script(torch.nn.LSTM(8, 8))},
+        InvalidArgumentError,
+        "input_model has no method forward; it has forward__0",
+    ),
     "a class as model": (lambda tmp: {"input_model": Net}, InvalidArgumentError, "input_model"),
     "a missing file": (lambda tmp: {"input_model": str(tmp / "missing.pt")}, TiaccError, r"missing\.pt"),
     "a folder": (lambda tmp: {"input_model": str(tmp)}, TiaccError, "input_model|folder|directory"),

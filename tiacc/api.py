@@ -75,7 +75,7 @@ def optimize(
     with progress(PHASES, settings.verbose) as bar, measure.threads(settings.num_threads):
         bar.start("read")
         inputs = samples.resolve_inputs(input_shapes, test_data, settings.seed)
-        model, model_notes = models.load_model(input_model, inputs.data[0])
+        model, model_notes = models.load_model(input_model, inputs.data)
         kind = AheadOfTimeJob if settings.target else Job
         job = kind(model, level, device, inputs, path, settings, candidates, bar)
         job.report.warnings.extend((*model_notes, *inputs.warnings, *notes))
@@ -124,7 +124,7 @@ def explain(
     names = settings.backends or AUTO_BACKENDS[device.type]
     candidates = tuple(backends.get(name)() for name in names if settings.backends or name in backends.names())
     inputs = samples.resolve_inputs(input_shapes, test_data, settings.seed)
-    model, _ = models.load_model(input_model, inputs.data[0])
+    model, _ = models.load_model(input_model, inputs.data[:1])
     return Explanation.of(model, plan_of(model, inputs, level, device, settings, candidates))
 
 

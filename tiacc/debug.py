@@ -97,7 +97,7 @@ def bisect(
     device = api.check_device(device_type, settings)
     candidates, _ = api.choose_backends(settings, device)
     inputs = samples.resolve_inputs(input_shapes, test_data, settings.seed)
-    model, _ = models.load_model(input_model, inputs.data[0])
+    model, _ = models.load_model(input_model, inputs.data)
     tolerance = settings.tolerance_for(half_of(device, settings) if level else torch.float32)
     plan = plan_of(model, inputs, level, device, settings, candidates)
     data = [models.moved(item, device) for item in inputs.data]

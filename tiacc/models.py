@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,22 @@ import torch
 from tiacc.errors import ImportGraphError, InvalidArgumentError, TiaccError
 
 SUFFIXES = (".pt", ".pth")
+SEED = 0
+"""Where the random numbers of a model that draws some come from while it is compared with others."""
+
 _CPU = torch.device("cpu")
 
 
-def load_model(input_model: Any, example: Sequence[Any]) -> tuple[torch.jit.ScriptModule, list[str]]:
+def load_model(input_model: Any, data: Sequence[Sequence[Any]]) -> tuple[torch.jit.ScriptModule, list[str]]:
     """Return a private copy of the input model in evaluation mode, and what the user should know of how it was made.
 
     Args:
         input_model: The path of a ``.pt`` or ``.pth`` TorchScript file, a `torch.jit.ScriptModule`, or a `torch.nn.Module`, which
             is traced.
-        example: The arguments of one call.
+        data: The arguments of one call each, which a trace is made of and compared with its module on.
 
     Raises:
-        InvalidArgumentError: It is none of these.
+        InvalidArgumentError: It is none of these, or has no ``forward``, or is a module that fails.
         ImportGraphError: The file is not TorchScript, or the module cannot be traced or copied.
     """
     if isinstance(input_model, (str, os.PathLike)):
@@ -42,7 +46,9 @@ def load_model(input_model: Any, example: Sequence[Any]) -> tuple[torch.jit.Scri
     if isinstance(input_model, torch.jit.ScriptFunction):
         raise InvalidArgumentError("input_model is a ScriptFunction; wrap it in a module and script or trace that")
     if isinstance(input_model, torch.nn.Module):
-        return _trace(input_model, example)
+        from tiacc import tracing
+
+        return tracing.trace(input_model, data)
     raise InvalidArgumentError(
         f"input_model is of type {type(input_model).__name__}; give a torch.jit.ScriptModule, the path of a TorchScript file "
         f"({' or '.join(SUFFIXES)}), or a torch.nn.Module"
@@ -89,34 +95,18 @@ def on_device(module: torch.jit.ScriptModule, device: torch.device) -> torch.jit
 
 
 def _evaluated(module: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
+    if not module._c._has_method("forward"):
+        raise InvalidArgumentError(f"input_model has no method forward; it has {', '.join(module._c._method_names()) or 'none'}")
     notes = []
-    if _is_training(module):
+    if is_training(module):
         module.eval()
         notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
     return module, notes
 
 
-def _is_training(module: torch.nn.Module) -> bool:
-    return any(getattr(child, "training", False) for child in module.modules())  # a frozen module has no such attribute
-
-
-def _trace(module: torch.nn.Module, example: Sequence[Any]) -> tuple[torch.jit.ScriptModule, list[str]]:
-    duplicate = copy.deepcopy(module)
-    notes = ["input_model is a torch.nn.Module; it was traced with the first item of the test data"]
-    if _is_training(duplicate):
-        duplicate.eval()
-        notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
-    home = next((tensor.device for tensor in (*duplicate.parameters(), *duplicate.buffers())), _CPU)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            traced = torch.jit.trace(duplicate, tuple(moved(item, home) for item in example), check_trace=False, strict=False)
-    except Exception as error:  # the user's own forward may raise anything
-        raise ImportGraphError(
-            f"input_model cannot be traced with inputs of these shapes: {type(error).__name__}: {_first_line(error)}. Correct the "
-            f"input_shapes, or script or trace the module yourself"
-        ) from error
-    return traced, notes
+def is_training(module: torch.nn.Module) -> bool:
+    """Return whether a part of a module is in training mode; a frozen one has no mode."""
+    return any(getattr(child, "training", False) for child in module.modules())
 
 
 def check_save_path(save_path: Any) -> Path | None:
@@ -183,10 +173,22 @@ class TemporaryModel:
         self.path.unlink(missing_ok=True)
 
 
-def call(module: torch.jit.ScriptModule, item: Sequence[Any]) -> Any:
-    """Run a model on copies of the arguments, without gradients: a model that writes into its inputs changes nothing of the user's."""
-    with torch.no_grad():
+def call(module: torch.nn.Module, item: Sequence[Any]) -> Any:
+    """Run a model on copies of the arguments, without gradients: a model that writes into its inputs changes nothing of the user's.
+
+    Random numbers are the same in each call.
+    """
+    with torch.no_grad(), same_random_numbers():
         return module(*cloned(item))
+
+
+@contextlib.contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Have torch draw the same random numbers each time, and leave its random state as it was."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(SEED)
+        yield
 
 
 def cloned(item: Any) -> Any:
@@ -231,7 +233,7 @@ def reversed_values(item: Any, *, integers: bool) -> Any:
     return item
 
 
-def run_checked(module: torch.jit.ScriptModule, item: Sequence[Any], index: int) -> Any:
+def run_checked(module: torch.nn.Module, item: Sequence[Any], index: int) -> Any:
     """Run the input model on an item of the test data.
 
     Raises:
@@ -240,9 +242,8 @@ def run_checked(module: torch.jit.ScriptModule, item: Sequence[Any], index: int)
     try:
         return call(module, item)
     except Exception as error:  # the user's model may raise anything
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(item))
         raise InvalidArgumentError(
-            f"input_model fails on item {index} of the test data (shapes {shapes}): {reason_of(error)}. Correct input_shapes or "
+            f"input_model fails on item {index} of the test data (shapes {shapes_text(item)}): {reason_of(error)}. Correct input_shapes or "
             f"test_data so that the model itself runs"
         ) from error
 
@@ -256,6 +257,11 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in tensors_of(item)]
     return []
+
+
+def shapes_text(item: Sequence[Any]) -> str:
+    """Return the shapes of the tensors of an item, for a message."""
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(item))
 
 
 def _first_line(error: BaseException) -> str:

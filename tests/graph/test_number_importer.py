@@ -125,3 +125,50 @@ def test_a_number_that_stays_is_not_taken_for_a_constant() -> None:
     assert any(left.op == "aten::tensor" for left in result.left)
     args = (torch.randn(3, 4),)
     assert_same(outcome(scripted, args), outcome(write_back(result), args))
+
+
+class Compared(nn.Module):
+    """Lists of sizes that are equal to others always, never, or as it happens."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, str, str]:
+        sizes = list(x.shape)
+        z = x.relu()
+        if sizes == [x.size(0), 4]:
+            z = z + 1
+        if [x.size(0), 5] == sizes or sizes == [x.size(0)]:
+            z = z - 100
+        if sizes != [y.size(0), 4]:
+            z = z * 2
+        if 5 in sizes:
+            z = z - 1
+        if (x.size(0), 1) == (y.size(0), 1):
+            z = z + 5
+        return z, f"{x.size(0)} rows", "sizes {}".format(sizes)  # noqa: UP032 - TorchScript has another operator for it
+
+
+class Checked(nn.Module):
+    """What torch's own recurrent modules ask of their state."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros(2, x.size(0), 4)
+        if state.size() != (2, x.size(0), 4):
+            raise RuntimeError("Expected {}, got {}".format((2, x.size(0), 4), list(state.size())))  # noqa: UP032
+        return (x + state).relu()
+
+
+def test_lists_of_sizes_are_compared_by_what_the_sizes_may_be() -> None:
+    scripted = torch.jit.script(Compared().eval())
+    specs = [TensorSpec((Dim(name, 1, 3, 8), 4), torch.float32) for name in "nm"]
+    loaded = write_back(import_module(copy.deepcopy(scripted), specs))
+    for rows in ((1, 1), (3, 3), (3, 5), (5, 3), (5, 5), (8, 1)):
+        args = tuple(torch.randn(count, 4) for count in rows)
+        assert_same(outcome(scripted, args), outcome(loaded, args))
+
+
+def test_lists_of_the_same_sizes_are_equal() -> None:
+    scripted, result = imported(Checked, Dim("n", 2, 3, 8))
+    assert len(result.regions) == 1 and not result.left
+    loaded = write_back(result)
+    for count in (2, 5, 8):
+        args = (torch.randn(count, 4),)
+        assert_same(outcome(scripted, args), outcome(loaded, args))

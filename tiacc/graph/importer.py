@@ -172,6 +172,9 @@ class _Importer:
                 self.builder = RegionBuilder(self.knowledge, is_guarded=True)
                 queue.append(node)
             except SpliceError as error:
+                if self.facts.must_restart:  # what decided the condition may not hold, and the graph is the next attempt's too
+                    self._close_region(path)
+                    return
                 queue.extend(torch_compat.splice_branch(node, error.block)[::-1])
             except CannotImportError as error:
                 reason = str(error)
@@ -228,7 +231,7 @@ class _Importer:
 
     def _guess_call(self, node: torch_compat.Node, arguments: list[Any]) -> None:
         overload = torch_compat.overload_of(node)
-        if overload is None or node.hasAttribute(MARK_OPAQUE):
+        if overload is None or not torch_compat.makes_tensors(overload) or node.hasAttribute(MARK_OPAQUE):
             return
         mode = self.knowledge.mode
         known = tree_map_only(torch.Tensor, partial(torch_compat.without_data, mode), arguments)  # the call may write into them

@@ -182,6 +182,8 @@ class RegionBuilder:
             return [self.lower(member) for member in item]
         if item is UNINITIALISED:
             raise CannotImportError("it reads a variable that has no value")
+        if isinstance(item, torch.ScriptObject):
+            raise CannotImportError("it takes an object, and a graph holds tensors and numbers only")
         return item
 
     def constant_behind(self, ref: TensorRef) -> torch.Tensor | None:
