@@ -130,6 +130,9 @@ def check_test_data(test_data: Any, specs: Sequence[InputSpec]) -> list[Item]:
             item and input, and what was expected and what was found.
     """
     items = _items(test_data)
+    profiles = combined_profiles(specs)
+    fixed = {profile.min for profile in profiles if profile.is_static}
+    ranges = [profile for profile in profiles if not profile.is_static]
     for index, item in enumerate(items):
         leaves = _leaves(index, item)
         if len(leaves) != len(specs):
@@ -140,7 +143,7 @@ def check_test_data(test_data: Any, specs: Sequence[InputSpec]) -> list[Item]:
         for (where, tensor), spec in zip(leaves, specs):
             _check_tensor(where, tensor, spec)
         shapes = tuple(tuple(tensor.shape) for _, tensor in leaves)
-        if not any(profile.admits(shapes) for profile in combined_profiles(specs)):
+        if shapes not in fixed and not any(profile.admits(shapes) for profile in ranges):
             raise InvalidArgumentError(
                 f"test_data[{index}] has the shapes {', '.join(map(str, shapes))}: separate shapes of their inputs, "
                 f"but not at the same position; the k-th separate shapes of all inputs belong together"

@@ -184,8 +184,9 @@ def combined_profiles(specs: Sequence[InputSpec]) -> tuple[Profile, ...]:
     Args:
         specs: The inputs, as `parse_input_shapes` returns them.
     """
-    count = max((len(spec.profiles) for spec in specs), default=1)
-    rows = [[spec.profiles[k if len(spec.profiles) > 1 else 0] for spec in specs] for k in range(count)]
+    columns = [spec.profiles for spec in specs]
+    count = max(map(len, columns), default=1)
+    rows = [[column[k if len(column) > 1 else 0] for column in columns] for k in range(count)]
     found = [Profile(*(tuple(profile[i] for profile in row) for i in range(3))) for row in rows]
     return tuple(dict.fromkeys(found))
 

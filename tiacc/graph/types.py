@@ -44,13 +44,11 @@ class TensorSpec:
         shape: Sizes in elements; a `Dim` where the size varies.
         dtype: The element type.
         device: Where it lives.
-        memory_format: How it is laid out.
     """
 
     shape: Shape
     dtype: torch.dtype
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - devices are immutable
-    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def is_dynamic(self) -> bool:

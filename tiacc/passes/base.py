@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, final
 import torch
 from torch import fx
 
-from tiacc.errors import InvalidArgumentError, PassError, PostconditionError, PreconditionError, TiaccError
+from tiacc.errors import InvalidArgumentError, PassError, PostconditionError, TiaccError
 from tiacc.graph import specs
 from tiacc.passes import option_text
 from tiacc.registry import Registry
@@ -269,8 +269,3 @@ def register(item: T) -> T:
     cls = pass_class(item)
     passes.register(cls.name)(cls)
     return item
-
-
-def refuse(pass_: Pass, node: fx.Node, why: str) -> PreconditionError:
-    """Return the error by which `pass_` refuses a graph because of `node`."""
-    return PreconditionError(f"pass {pass_.name} cannot run: {node.name} = {node.target}{specs.where(node)} {why}")
