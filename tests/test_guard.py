@@ -394,3 +394,17 @@ class Counting(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.count.add_(1)
         return x + self.count
+
+
+def test_whatever_a_build_raises_leaves_the_segment_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(ReferenceBackend):
+        name = "broken"
+
+        def build(self, subgraph: fx.GraphModule, spec: base.BuildSpec) -> Any:
+            raise KeyError("no such layer")
+
+    monkeypatch.setitem(base.backends._items, "broken", Broken)
+    model = torch.jit.script(Net().eval())
+    output_model, report = tiacc.optimize(model, 0, 1, SHAPES, backend="broken", timing_seconds=0.05)
+    assert not report.segments and any("KeyError: 'no such layer'" in row.reasons.get("broken", "") for row in report.fallbacks)
+    assert_right(output_model, model)
