@@ -21,7 +21,7 @@ from tiacc.repair import HALF_SHARE, MARGIN, Repairer
 from tiacc.runtime import ops, stitch
 
 if TYPE_CHECKING:
-    from tiacc.backends.base import Engine
+    from tiacc.backends.base import BuildSpec, Engine
     from tiacc.compiler import Compiled
     from tiacc.job import Job, Trial
 
@@ -102,15 +102,36 @@ def _wrong_engines(compiled: Compiled, data: Sequence[Any], tolerance: float) ->
 def checked_engines(compiled: Compiled, data: Sequence[Any]) -> list[CheckedEngine]:
     """Run a model with each engine compared with its graph."""
     checks = []
-    for engine in compiled.engines:
-        loaded = ops.loaded(engine.blob, engine.key)
-        checks.append(CheckedEngine(loaded.engine, engine))
-        ops.attach(engine.blob, checks[-1], loaded.header.device)
+    for made in compiled.engines:
+        assert made.spec is not None
+        engine: Engine
+        try:
+            loaded = ops.loaded(made.blob, made.key)
+            engine, device = loaded.engine, loaded.header.device
+        except Exception as error:  # noqa: BLE001 - whatever the backend of another package raises
+            engine, device = _UnloadableEngine(made.spec, error), made.spec.device.type
+        checks.append(CheckedEngine(engine, made))
+        ops.attach(made.blob, checks[-1], device)
     module = copy.deepcopy(compiled.module)  # its constants are shared, its state is not
     with contextlib.suppress(Exception):  # what stayed in Torch may fail too; what was seen until then is what is known
         for item in data:
             models.call(module, item)
     return checks
+
+
+class _UnloadableEngine:
+    """Stands for an engine that cannot be loaded: it fails as the load does."""
+
+    def __init__(self, spec: BuildSpec, error: Exception) -> None:
+        self.inputs = spec.inputs
+        self.outputs = spec.outputs
+        self._error = error
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        raise self._error
+
+    def serialize(self) -> bytes:
+        raise self._error
 
 
 class CheckedEngine:
