@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tiacc
 from tests.helpers import use_however_fast
 from tiacc.backends import base
 from tiacc.errors import AccuracyError, BackendUnavailableError, InvalidArgumentError, RegistryError, SpeedupError
+from tiacc.runtime import ops
 
 FAST: dict[str, Any] = {"timing_seconds": 0.2, "device_type": 1}
 
@@ -482,3 +484,15 @@ def test_what_takes_an_object_stays_in_torch() -> None:
     assert any(row.op == "quantized::linear_dynamic" and "object" in row.reasons["importer"] for row in report.fallbacks)
     x = torch.randn(3, 16)
     torch.testing.assert_close(output_model(x), model(x))
+
+
+def test_nothing_is_left_of_a_model_that_nobody_refers_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_however_fast(monkeypatch)
+    gc.collect()
+    before = set(ops._engines)
+    for kind in (torch.jit.script, lambda module: module):
+        model, report = tiacc.optimize(kind(nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()), 0, 1, ["2*8"], backend="reference")
+        assert report.segments and set(ops._engines) - before
+        del model, report
+        gc.collect()
+        assert not set(ops._engines) - before
