@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
+Result = TypeVar("Result")
 
-def any_is_on(device_type: str) -> bool:
-    """Return whether this thread is in a mode that changes what torch makes or computes on a type of device."""
+
+def call_outside(function: Callable[..., Result], *args: Any) -> Result:
+    """Call a function outside of the modes that this thread is in.
+
+    Args:
+        function: What is called.
+        args: What it is called with.
+    """
+    if torch.is_inference_mode_enabled():  # as most callers are: `all_off` takes 6 µs more
+        with torch._C._InferenceMode(False):  # restores the mode of gradients too
+            torch._C._set_grad_enabled(False)
+            return call_outside(function, *args)
     # The stack holds the default device; torch.get_default_device takes a hundred times as long.
-    return torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device_type) or torch._C._len_torch_function_stack() > 0
+    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_function_stack():
+        with all_off():
+            return function(*args)
+    return function(*args)
 
 
 @contextlib.contextmanager

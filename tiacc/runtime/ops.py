@@ -137,9 +137,10 @@ def _load(blob: torch.Tensor) -> LoadedEngine:
 
 
 def _run_engine(inputs: list[torch.Tensor], blob: torch.Tensor, backend: str, key: str) -> list[torch.Tensor]:
-    if modes.any_is_on(blob.device.type):
-        with modes.all_off():
-            return loaded(blob, key)(inputs)
+    return modes.call_outside(_run, inputs, blob, key)
+
+
+def _run(inputs: list[torch.Tensor], blob: torch.Tensor, key: str) -> list[torch.Tensor]:
     return loaded(blob, key)(inputs)
 
 
