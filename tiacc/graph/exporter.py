@@ -82,9 +82,9 @@ def replace_regions(module: torch.jit.ScriptModule, replacements: Sequence[tuple
     graph = torch_compat.forward_graph(module)
     for region, gm in reversed(replacements):  # the last first: a region's inputs are values of the code that comes before it
         _replace_region(graph, region, gm)
-    torch._C._jit_pass_dce(graph)
+    torch_compat.remove_dead_code(graph)
     try:
-        torch._C._jit_pass_lint(graph)
+        torch_compat.lint(graph)
     except RuntimeError as error:
         raise ExportError(f"the optimized TorchScript graph is malformed: {error}") from error
 
@@ -372,4 +372,4 @@ def guard(graph: torch_compat.Graph, original: torch_compat.Graph, assumptions: 
     for index, (old, new) in enumerate(zip(outputs, choice.outputs())):
         new.setType(old.type())
         graph.return_node().replaceInput(index, new)
-    torch._C._jit_pass_lint(graph)
+    torch_compat.lint(graph)

@@ -31,9 +31,11 @@ from tiacc.graph.torch_compat.scripts import function_of as function_of
 from tiacc.graph.torch_compat.scripts import hold_values as hold_values
 from tiacc.graph.torch_compat.scripts import insert_behind as insert_behind
 from tiacc.graph.torch_compat.scripts import keeps_state as keeps_state
+from tiacc.graph.torch_compat.scripts import lint as lint
 from tiacc.graph.torch_compat.scripts import modules_of as modules_of
 from tiacc.graph.torch_compat.scripts import nodes_of as nodes_of
 from tiacc.graph.torch_compat.scripts import remove_attribute as remove_attribute
+from tiacc.graph.torch_compat.scripts import remove_dead_code as remove_dead_code
 from tiacc.graph.torch_compat.scripts import replace_inputs as replace_inputs
 from tiacc.graph.torch_compat.scripts import reshaped_values as reshaped_values
 from tiacc.graph.torch_compat.scripts import source_of as source_of

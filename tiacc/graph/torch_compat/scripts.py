@@ -197,7 +197,7 @@ def reshaped_values(node: Node) -> list[Value]:
 
 def function_of(graph: Graph) -> Function:
     """Return a function whose code is `graph`."""
-    torch._C._jit_pass_lint(graph)
+    lint(graph)
     return torch._C._create_function_from_graph("forward", graph)
 
 
@@ -221,6 +221,20 @@ def nodes_of(graph: Graph) -> list[Node]:
 
 _OPAQUE = frozenset({"prim::CallMethod", "prim::CallFunction", "prim::fork", "prim::awaitable"})
 """The nodes that run code which is not in the graph."""
+
+
+def remove_dead_code(graph: Graph) -> None:
+    """Remove the nodes of a graph whose results nobody reads, and that change nothing."""
+    torch._C._jit_pass_dce(graph)
+
+
+def lint(graph: Graph) -> None:
+    """Check that a graph is well formed.
+
+    Raises:
+        RuntimeError: It is not.
+    """
+    torch._C._jit_pass_lint(graph)
 
 
 def written_values(node: Node) -> list[Value]:
