@@ -40,7 +40,7 @@ def load_model(input_model: Any, data: Sequence[Sequence[Any]]) -> tuple[torch.j
         return _evaluated(_load_file(Path(input_model)))
     if isinstance(input_model, torch.jit.ScriptModule):
         try:
-            return _evaluated(own_copy(input_model))
+            return _evaluated(copy.deepcopy(input_model))
         except RuntimeError as error:
             raise ImportGraphError(f"torch cannot copy input_model: {_first_line(error)}") from error
     if isinstance(input_model, torch.jit.ScriptFunction):
@@ -84,25 +84,8 @@ def load_file(path: str | os.PathLike[str], device: torch.device = _CPU) -> torc
         return torch.jit.load(os.fspath(path), map_location=device)  # type: ignore[no-any-return]
 
 
-def own_copy(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Return a copy of a module that goes for good when nothing refers to it, with all that is made of its code.
-
-    torch never frees code that was scripted or traced in this process, nor the constants in it, such as the weights and engines of a
-    model made of that; code that was loaded goes with its module.
-    """
-    try:
-        return on_device(module, None)
-    except RuntimeError:  # it cannot be saved: it calls a function of Python
-        return copy.deepcopy(module)
-
-
-def on_device(module: torch.jit.ScriptModule, device: torch.device | None) -> torch.jit.ScriptModule:
-    """Return a copy of a module on a device, constants in its code included, which ``module.to`` leaves where they are.
-
-    Args:
-        module: The module.
-        device: The device; None for the devices that its tensors are on.
-    """
+def on_device(module: torch.jit.ScriptModule, device: torch.device) -> torch.jit.ScriptModule:
+    """Return a copy of a module on a device, constants in its code included, which ``module.to`` leaves where they are."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
