@@ -31,7 +31,11 @@ def compute(step: Step, read: Read) -> None:
 def anchor_value(step: ConvStep | PoolStep | ReduceStep | RowStep, read: Read) -> torch.Tensor:
     """Return what a step computes before its element-wise work."""
     if isinstance(step, ConvStep):
-        return convolution(step, read(step.x), read(step.weight))
+        value = convolution(step, read(step.x), read(step.weight))
+        if step.addend is None:
+            return value
+        added = torch.nn.functional.conv2d(read(step.addend.x), read(step.addend.weight), None, step.addend.stride)
+        return value.float() + added.float()
     if isinstance(step, PoolStep):
         return _pooled(step, read(step.x))
     value = evaluate(step.prologue, [read(ref) for ref in step.inputs])

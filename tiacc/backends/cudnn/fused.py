@@ -25,7 +25,7 @@ FEW_PLANS = 2
 def can_fuse(step: ConvStep) -> bool:
     """Return whether cuDNN has a node for all that a step does."""
     has_form = has_cudnn_form(step.body) and all(ref.dtype != torch.bool for ref in step.operands)
-    return has_form and not step.is_depthwise and not step.is_cropped
+    return has_form and not step.is_depthwise and not step.is_cropped and step.addend is None
 
 
 class FusedGraph:

@@ -122,6 +122,9 @@ class Bench:
         return self._pack(step, "taps", lambda weight: weight.permute(0, 2, 3, 1).contiguous())
 
     def _product_weight(self, step: ConvStep) -> torch.Tensor:
+        if step.addend is not None:
+            other = self.read(step.addend.weight).flatten(1)
+            return self._pack(step, "beside " + step.addend.weight.buffer.name, lambda weight: torch.cat([weight.flatten(1), other], 1))
         if not step.transposed:
             return self.weight(step)
         return self._pack(step, "parity", lambda weight: products.parity_weight(weight, step.stride, step.padding))
@@ -143,7 +146,7 @@ class Bench:
         if not isinstance(step, ConvStep) or not step.body.instructions or (step.x.dtype == torch.float32 and self.device.type == "cpu"):
             return lambda: eager.compute(step, self.read)
         # the product by torch, into its place, then one kernel for the work behind it
-        if step.out.dtype != step.x.dtype:
+        if step.out.dtype != step.x.dtype or step.addend is not None:
             return lambda: eager.compute(step, self.read)
         x, out = self.read(step.x), self.read(step.out)
         weight = self.weight(step) if not step.is_depthwise else None
@@ -206,7 +209,8 @@ class Bench:
 
     def _product(self, step: ConvStep, tile: products.Tile) -> Call:
         text, sizes = products.product(step, tile)
-        tensors = [*self._storages((step.out, step.x)), self._product_weight(step), *self._storages(step.operands)]
+        others = step.operands if step.addend is None else (step.addend.x, *step.operands)
+        tensors = [*self._storages((step.out, step.x)), self._product_weight(step), *self._storages(others)]
         if tile.split > 1:
             numbers, counters = products.scratch_of(step, tile)
             if numbers > self._partial.numel():

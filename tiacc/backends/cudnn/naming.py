@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from tiacc.backends.cudnn.program import AttentionStep, ConvStep, PointwiseStep, PoolStep, Program, Ref, Step, TorchStep
+from tiacc.backends.cudnn.program import Addend, AttentionStep, ConvStep, PointwiseStep, PoolStep, Program, Ref, Step, TorchStep
 
 
 def title(step: Step) -> str:
@@ -20,7 +20,7 @@ def title(step: Step) -> str:
     if isinstance(step, ConvStep):
         kernel = "x".join(map(str, step.weight.shape[2:]))
         kind = "deconv" if step.transposed else "depthwise" if step.is_depthwise else "conv"
-        return f"{kind}{kernel}{tail}"
+        return f"{kind}{kernel}{'' if step.addend is None else '+conv1x1'}{tail}"
     if isinstance(step, PoolStep):
         return f"{step.kind}pool{'x'.join(map(str, step.kernel))}{tail}"
     return "".join(f"{instruction.op}+" for instruction in step.prologue.instructions) + step.kind + tail
@@ -32,8 +32,12 @@ def signature(step: Step) -> str:
         return f"{step.target}({', '.join(ref.layout() for ref in step.refs())}; {_plain(step.args)}; {_plain(step.kwargs)})"
     parts = [type(step).__name__]
     for name, value in vars(step).items():
+        if value is None:
+            continue
         if isinstance(value, Ref):
             value = value.layout()
+        elif isinstance(value, Addend):
+            value = f"{value.x.layout()} {value.weight.layout()} {value.stride}"
         elif isinstance(value, tuple) and any(isinstance(item, Ref) for item in value):
             value = [item.layout() for item in value]
         parts.append(f"{name}={value}")

@@ -19,6 +19,7 @@ from tiacc.backends.cudnn import folding, pointwise
 from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides, is_aligned, strides_like
 from tiacc.backends.cudnn.lazy import Anchor, Expression, Lazy, Node, anchor_of, flatten, refs_of, size_of
 from tiacc.backends.cudnn.program import CONSTANT, INPUT, Buffer, Entry, PointwiseStep, Program, Ref, Step, TorchStep
+from tiacc.backends.cudnn.shortcuts import join_shortcuts
 from tiacc.backends.cudnn.torch_calls import call_torch
 from tiacc.backends.cudnn.views import CASTS, RESHAPED, RESHAPES, TURNS, VIEWS
 from tiacc.backends.cudnn.waiting_views import reshape, turn_of, viewed
@@ -358,7 +359,9 @@ def plan(gm: fx.GraphModule, tf32: tuple[bool, bool] = (True, False)) -> Program
     Raises:
         BuildError: A node has no plan.
     """
-    return Planner(gm, tf32).run()
+    program = Planner(gm, tf32).run()
+    join_shortcuts(program)
+    return program
 
 
 def _only_cast(node: fx.Node) -> torch.dtype | None:

@@ -53,7 +53,8 @@ def product(step: ConvStep, tile: Tile) -> tuple[str, list[int]]:
     Its arguments are `out`, `x`, the weight, the operands, two pieces of scratch memory (`Tile.split`), the numbers, and the sizes of a
     tile. The weight is ``(groups, K/groups, R, S, C/groups)`` in memory, and that of a transposed convolution as `parity_weight` has it:
     each of its output pixels depends on those taps alone that meet an input pixel, so that it is ``stride²`` small convolutions, one for
-    each kind of pixel. Tiles are taken in columns of eight, so that those that run at the same time share what they read.
+    each kind of pixel. Tiles are taken in columns of eight, so that those that run at the same time share what they read. Where another
+    convolution is added, its image comes behind the weight, and its weight behind each row of that.
     """
     shape = _Shape.of(step)
     names = [f"op{place}" for place in range(len(step.operands))]
@@ -66,6 +67,10 @@ def product(step: ConvStep, tile: Tile) -> tuple[str, list[int]]:
     if not shape.is_point:
         parameters += ["H", "W", "OW", "XN", "XH", "XW"]
         numbers += [*step.x.shape[2:], shape.width, step.x.strides[0], step.x.strides[2], step.x.strides[3]]
+    if step.addend is not None:
+        (down, right), (n, _, h, w) = step.addend.stride, step.addend.x.strides
+        parameters += ["ALL", "OW", "YN", "YH", "YW"]
+        numbers += [shape.deep + shape.deeper, shape.width, n, h * down, w * right]
     early = [place for place, kind in enumerate(kinds) if kind == "full" and tile.early]
     lines = [*_begin(step, shape, tile), *(f"e{place} = {_raw(place, step.operands[place])}" for place in early)]
     lines += _sum(step, shape, tile)
@@ -75,13 +80,17 @@ def product(step: ConvStep, tile: Tile) -> tuple[str, list[int]]:
     finish += [*body, f"tl.store(out{begin} + place[:, None].to(tl.int64) * OROW + channel, {result}.to(out.dtype.element_ty), mask=mask)"]
     lines += finish if tile.split == 1 else _joined(tile, finish)
     scratch = ["partial", "counters"] if tile.split > 1 else []
+    names = names if step.addend is None else ["y", *names]
     sizes = [f"{size}: tl.constexpr" for size in ("BM", "BN", "BK")]
     return text(["out", "x", "weight", *names, *scratch, *parameters, *sizes], lines), numbers
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """A convolution as matrix products: ``pixels`` by ``deep`` times ``deep`` by ``wide``, for each tap, `kinds` times."""
+    """A convolution as matrix products: ``pixels`` by ``deep`` times ``deep`` by ``wide``, for each tap, `kinds` times.
+
+    Of one that another is added to, ``pixels`` by ``deeper`` times ``deeper`` by ``wide`` comes to that.
+    """
 
     pixels: int
     wide: int
@@ -92,6 +101,7 @@ class _Shape:
     width: int
     is_point: bool
     is_narrow: bool = False
+    deeper: int = 0
 
     @classmethod
     def of(cls, step: ConvStep) -> _Shape:
@@ -111,7 +121,12 @@ class _Shape:
         is_narrow = inputs <= NARROW and columns > 1 and columns * inputs <= 128 and step.groups == 1 and step.dilation == (1, 1)
         if is_narrow and step.x.strides[3] == inputs:
             return cls(images * height * width, wide, columns * inputs, 1, (rows, 1), height * width, width, False, True)
-        return cls(images * height * width, wide, deep, step.groups, (rows, columns), height * width, width, is_point)
+        deeper = 0 if step.addend is None else step.addend.x.shape[1]
+        return cls(images * height * width, wide, deep, step.groups, (rows, columns), height * width, width, is_point, deeper=deeper)
+
+    def rounds(self, tile: Tile) -> tuple[int, int]:
+        """Return how many blocks of input channels are read: those of the convolution at one tap, and those of the other one."""
+        return -(-self.deep // tile.deep), -(-self.deeper // tile.deep)
 
 
 def _begin(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
@@ -138,9 +153,14 @@ def _begin(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
         "acc = tl.zeros((BM, BN), tl.float32)",
     ]
     count = shape.taps[0] * shape.taps[1]
-    filters = f"nn[None, :] * (K * {count})" if shape.kinds == 1 else f"(group * N + nn[None, :]) * (K * {count})"
+    row = f"(K * {count})" if step.addend is None else "ALL"
+    filters = f"nn[None, :] * {row}" if shape.kinds == 1 else f"(group * N + nn[None, :]) * {row}"
     lines.append(f"filters = weight + {filters}")
     start = f" + {step.x.offset}" if step.x.offset else ""
+    if step.addend is not None:
+        begin = f" + {step.addend.x.offset}" if step.addend.x.offset else ""
+        inside = "((m % IMAGE) // OW) * YH + ((m % IMAGE) % OW) * YW"
+        lines.append(f"others = y{begin} + (image.to(tl.int64) * YN + {inside})[:, None]")
     if shape.is_point:
         return [*lines, f"pixels = x{start} + m[:, None].to(tl.int64) * XROW", "place = m", "channel = nn[None, :]"]
     lines.append("pixel = m % IMAGE")
@@ -193,8 +213,23 @@ def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
         "(kk < K)[:, None]" if shape.deep % tile.deep else "",
     )
     count = shape.taps[0] * shape.taps[1]
-    if shape.is_point:
-        reach = "mmask[:, None]" if shape.pixels % tile.high else ""
+    reach = "mmask[:, None]" if shape.pixels % tile.high else ""
+    if step.addend is not None:
+        own, _ = shape.rounds(tile)
+        is_ragged = shape.deep % tile.deep or shape.deeper % tile.deep
+        inner = [
+            f"is_own = index < {own}",
+            f"kk = tl.where(is_own, index, index - {own}) * BK + k",
+            f"inside = kk < tl.where(is_own, K, {shape.deeper})",
+            f"a = {_masked('tl.where(is_own, pixels, others) + kk[None, :]', reach, 'inside[None, :]' if is_ragged else '')}",
+            "b = " + _masked(
+                "filters + (tl.where(is_own, 0, K) + kk)[:, None]",
+                "nmask[None, :]" if shape.wide % tile.wide else "",
+                "inside[:, None]" if is_ragged else "",
+            ),
+            *multiply,
+        ]
+    elif shape.is_point:
         inner = [
             "kk = index * BK + k",
             f"a = {_masked('pixels + kk[None, :]', reach, deep.removeprefix(' & '))}",
@@ -212,7 +247,7 @@ def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
             *multiply,
         ]
     else:
-        blocks = -(-shape.deep // tile.deep)
+        blocks = shape.rounds(tile)[0]
         dilation = (1, 1) if step.transposed else step.dilation
         inner = [
             f"tap = index // {blocks}",
@@ -224,7 +259,9 @@ def _sum(step: ConvStep, shape: _Shape, tile: Tile) -> list[str]:
             f"b = {filters.format('(tap * K + kk)')}",
             *multiply,
         ]
-    rounds = "tl.cdiv(K, BK)" if shape.is_point else str(count if shape.is_narrow else count * -(-shape.deep // tile.deep))
+    rounds = "tl.cdiv(K, BK)" if shape.is_point else str(count if shape.is_narrow else count * shape.rounds(tile)[0])
+    if step.addend is not None:
+        rounds = str(sum(shape.rounds(tile)))
     if tile.split == 1:
         return [f"for index in range(0, {rounds}):", *(f"    {line}" for line in inner)]
     return [
@@ -343,7 +380,7 @@ def tiles(step: ConvStep) -> list[Tile]:
         kinds = ((64, 4, 3), (64, 4, 4), (128, 4, 3), (128, 4, 4), (128, 8, 3), (256, 8, 2))
         return [Tile(high, wide, deep, warps, stages) for high, warps, stages in kinds]
     taps = shape.taps[0] * shape.taps[1]
-    steps = taps * -(-shape.deep // 64)
+    steps = taps * -(-shape.deep // 64) + -(-shape.deeper // 64)
     is_large = -(-shape.pixels // 128) * -(-shape.wide // 128) >= MULTIPROCESSORS
     if is_large and taps > 1 and step.groups == 1 and not step.transposed and has_cudnn_form(step.body):
         return []

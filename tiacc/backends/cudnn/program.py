@@ -111,6 +111,21 @@ class PointwiseStep:
 
 
 @dataclass(frozen=True)
+class Addend:
+    """A 1×1 convolution that is added to another's sums.
+
+    Attributes:
+        x: ``(N, C, H, W)``, with channels next to each other in memory.
+        weight: A constant ``(K, C, 1, 1)``.
+        stride: In height and width.
+    """
+
+    x: Ref
+    weight: Ref
+    stride: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class ConvStep:
     """A convolution, and what is done to each element of its result; a matrix product is one of 1×1 over an image of one column.
 
@@ -126,6 +141,7 @@ class ConvStep:
         body: Operand 0 is the result of the convolution, the others are `operands`.
         operands: Of the shape of `out`, expanded.
         tf32: Whether float32 inputs may be rounded to TensorFloat-32.
+        addend: A second convolution, whose result is part of operand 0.
     """
 
     out: Ref
@@ -139,10 +155,12 @@ class ConvStep:
     body: Body
     operands: tuple[Ref, ...]
     tf32: bool
+    addend: Addend | None = None
 
     def refs(self) -> tuple[Ref, ...]:
         """Return what it writes, then what it reads."""
-        return (self.out, self.x, self.weight, *self.operands)
+        added = () if self.addend is None else (self.addend.x, self.addend.weight)
+        return (self.out, self.x, self.weight, *added, *self.operands)
 
     @property
     def is_depthwise(self) -> bool:
@@ -175,7 +193,7 @@ class ConvStep:
 
     def flops(self) -> int:
         """Return its floating-point operations, two a multiplication and addition."""
-        taps = math.prod(self.weight.shape[1:])
+        taps = math.prod(self.weight.shape[1:]) + (0 if self.addend is None else self.addend.x.shape[1])
         return 2 * (self.x.numel if self.transposed else self.out.numel) * taps
 
 
