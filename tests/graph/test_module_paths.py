@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import tiacc
-from tiacc.graph.module_paths import paths_of
+from tiacc.graph import torch_compat
+from tiacc.graph.module_paths import ModulePaths, paths_of
 
 
 class Block(nn.Module):
@@ -78,6 +79,19 @@ def test_paths(make, is_saved) -> None:
     model, paths = make(Net().eval()), Paths()
     tiacc.explain(reloaded(model) if is_saved else model, ["2*8"], device_type="cpu", instruments=[paths])
     assert paths.seen == PATHS
+
+
+def test_a_weight_is_asked_for_its_readers_once(monkeypatch) -> None:
+    """They are listed each time: for what every layer reads, such as a bias of zeros, that would be the square of the layers."""
+    net = nn.Sequential(*(nn.LayerNorm(8) for _ in range(5))).eval()
+    frozen, _, _ = torch_compat.frozen_copy(torch.jit.trace(net, torch.randn(2, 8)))
+    asked, owner_of = [], torch_compat.weight_owner_of
+    monkeypatch.setattr(torch_compat, "weight_owner_of", lambda value: asked.append(value.debugName()) or owner_of(value))
+    paths = ModulePaths()
+    graph = torch_compat.forward_graph(frozen)
+    found = [paths.path_of(node) for node in torch_compat.nodes_of(graph) if node.kind() == "aten::layer_norm"]
+    assert found == [str(place) for place in range(5)]
+    assert sum(name.startswith("self.") for name in asked) == 2 and len(asked) == len(set(asked))
 
 
 def test_a_module_is_kept_in_float32_by_its_path() -> None:

@@ -123,7 +123,7 @@ def _add_choice(graph: torch_compat.Graph, region: Region, gm: fx.GraphModule) -
         for output in region.outputs:
             optimized.registerOutput(inner.build(output.template, output.value.type(), results))
     old = {}
-    for output, new in zip(region.outputs, choice.outputs()):
+    for output, new in zip(region.outputs, torch_compat.outputs_of(choice)):
         new.setType(output.value.type())
         output.value.replaceAllUsesWith(new)
         old[new.unique()] = output.value
@@ -285,7 +285,7 @@ class _Writer:
         """Insert a node, and return its outputs, of the given types."""
         types = list(types)
         node = self.graph.insertNode(self.graph.create(kind, inputs, len(types)))
-        outputs = list(node.outputs())
+        outputs = torch_compat.outputs_of(node)
         for value, type_ in zip(outputs, types):
             value.setType(type_)
         return outputs
@@ -369,7 +369,7 @@ def guard(graph: torch_compat.Graph, original: torch_compat.Graph, assumptions: 
             fallback.registerOutput(value)
     for block, outcome in ((optimized, True), (fallback, False)):
         torch_compat.hold_values(graph, block, condition, outcome)
-    for index, (old, new) in enumerate(zip(outputs, choice.outputs())):
+    for index, (old, new) in enumerate(zip(outputs, torch_compat.outputs_of(choice))):
         new.setType(old.type())
         graph.return_node().replaceInput(index, new)
     torch_compat.lint(graph)

@@ -188,7 +188,7 @@ class _Importer:
     def _leave(self, node: torch_compat.Node, reason: str, path: str) -> None:
         """Leave a node in TorchScript; import what is in its blocks, and note what is known of its results."""
         kind = node.kind()
-        blocks = list(node.blocks())
+        blocks = torch_compat.blocks_of(node)
         for value in torch_compat.written_values(node):
             self.facts.share(node, value, self.aliases)
         self.left.append(Left(kind, reason, torch_compat.source_of(node)))
@@ -196,7 +196,7 @@ class _Importer:
             part = ("then", "else")[number] if kind == "prim::If" else "body"
             self._import_block(block, f"{path}/{kind.removeprefix('prim::').lower()}:{len(self.left)}/{part}")
         if kind == "prim::If":
-            for value, *branches in zip(node.outputs(), *(block.outputs() for block in blocks)):
+            for value, *branches in zip(torch_compat.outputs_of(node), *(block.outputs() for block in blocks)):
                 merged = _merge(*map(self.knowledge.recall, branches))
                 if merged is not UNKNOWN:
                     self.knowledge.learn(value, merged)
@@ -205,8 +205,8 @@ class _Importer:
 
     def _guess_results(self, node: torch_compat.Node) -> None:
         """Infer what a node that stays in TorchScript gives, where its inputs are known."""
-        outputs = list(node.outputs())
-        arguments = list(map(self.knowledge.recall, node.inputs()))
+        outputs = torch_compat.outputs_of(node)
+        arguments = list(map(self.knowledge.recall, torch_compat.inputs_of(node)))
         if any(argument is UNKNOWN for argument in arguments) or not outputs:
             return
         kind = node.kind()
@@ -245,7 +245,7 @@ class _Importer:
             self.facts.must_restart = True
         elif result is not None and self.knowledge.samples.contradicts(function, args, kwargs, result) is None:
             results = result if isinstance(result, tuple) else (result,)
-            for value, item in zip(node.outputs(), results):
+            for value, item in zip(torch_compat.outputs_of(node), results):
                 if isinstance(item, torch.Tensor) and torch_compat.is_fake(item):
                     self.knowledge.learn(value, item)
 

@@ -18,16 +18,27 @@ class ModulePaths:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], str] = {}
+        self._owners: dict[int, str | None] = {}
 
     def path_of(self, node: torch_compat.Node) -> str:
         """Return the path of a node's module, ``"layers.0.dense"``; an empty string for a node of the model itself."""
         names: tuple[str, ...] = torch_compat.modules_of(node)
-        for owner in torch_compat.weight_owners_of(node):
+        for value in torch_compat.inputs_of(node):
+            owner = self._owner_of(value)
+            if owner is None:
+                continue
             if not names:
-                return str(owner)
+                return owner
             self._known.update(_aligned(names, owner.split(".")))
         known = next((count for count in range(len(names), 0, -1) if names[:count] in self._known), 0)
         return ".".join([*([self._known[names[:known]]] if known else []), *names[known:]])
+
+    def _owner_of(self, value: torch_compat.Value) -> str | None:
+        """Return the module whose weight a value is; asked once, since what many nodes read is slow to ask for its readers."""
+        name = value.unique()
+        if name not in self._owners:
+            self._owners[name] = torch_compat.weight_owner_of(value)
+        return self._owners[name]
 
 
 def _aligned(names: tuple[str, ...], parts: Sequence[str]) -> dict[tuple[str, ...], str]:

@@ -70,7 +70,7 @@ class NodeImporter(NumberImporter):
         if not self.depth:
             self.builder.source = torch_compat.source_of(node)
             self.builder.path = self.builder.paths.path_of(node)
-        outputs = list(node.outputs())
+        outputs = torch_compat.outputs_of(node)
         if any(output.unique() in self.facts.shared_writes for output in outputs):
             raise CannotImportError("its result shares memory with a tensor that is written into")
         handler = _HANDLERS.get(kind)
@@ -110,7 +110,7 @@ class NodeImporter(NumberImporter):
         taken = 0 if condition else 1
         mark = self.builder.undo_mark()
         try:
-            return self._import_nested(list(node.blocks())[taken], ())
+            return self._import_nested(torch_compat.blocks_of(node)[taken], ())
         except CannotImportError as error:
             if self.depth:
                 raise
@@ -120,10 +120,10 @@ class NodeImporter(NumberImporter):
             raise SpliceError(taken) from error
 
     def _import_loop(self, node: torch_compat.Node) -> list[Any]:
-        count, condition, *carried = [self.builder.read(value) for value in node.inputs()]
+        count, condition, *carried = [self.builder.read(value) for value in torch_compat.inputs_of(node)]
         if not isinstance(count, int) or (count > LOOP_LIMIT and condition is True):
             raise CannotImportError("the number of its iterations depends on the input, or is large")
-        body = next(iter(node.blocks()))
+        (body,) = torch_compat.blocks_of(node)
         mark = self.builder.undo_mark()
         try:
             for step in range(min(count, LOOP_LIMIT + 1)):
@@ -145,7 +145,7 @@ class NodeImporter(NumberImporter):
 
     def _import_operator(self, node: torch_compat.Node) -> list[Any]:
         kind = node.kind()
-        args = [self.builder.read(value) for value in node.inputs()]
+        args = [self.builder.read(value) for value in torch_compat.inputs_of(node)]
         number = self._import_scalar(node, kind, args)
         if number is not UNKNOWN:
             return [number]
@@ -189,7 +189,7 @@ class NodeImporter(NumberImporter):
             return [self._alone(call, numbers)]
         if isinstance(value, (list, tuple)):
             parts = [self.builder.call(operator.getitem, call, index) for index in range(len(value))]
-            returns_list = len(list(node.outputs())) == 1
+            returns_list = node.outputsSize() == 1
             if overload in _SPLITS and bases:
                 refs = pieces(overload, bases[0], parts, _dim_of(overload, positional, keywords))
             else:
@@ -252,18 +252,18 @@ class NodeImporter(NumberImporter):
     # -- prim nodes ------------------------------------------------------------------------------------------------------------
 
     def _import_list(self, node: torch_compat.Node) -> list[Any]:
-        return [self.builder.own([self.builder.read(value) for value in node.inputs()])]
+        return [self.builder.own([self.builder.read(value) for value in torch_compat.inputs_of(node)])]
 
     def _import_tuple(self, node: torch_compat.Node) -> list[Any]:
-        return [tuple(self.builder.read(value) for value in node.inputs())]
+        return [tuple(self.builder.read(value) for value in torch_compat.inputs_of(node))]
 
     def _import_dict(self, node: torch_compat.Node) -> list[Any]:
-        items = [self.builder.read(value) for value in node.inputs()]
+        items = [self.builder.read(value) for value in torch_compat.inputs_of(node)]
         return [self._new_dict(zip(items[::2], items[1::2]))]
 
     def _import_dict_of(self, node: torch_compat.Node) -> list[Any]:
         """Import ``dict()``, of nothing, of pairs or of another."""
-        items: Any = next((self.builder.read(value) for value in node.inputs()), ())
+        items: Any = next((self.builder.read(value) for value in torch_compat.inputs_of(node)), ())
         return [self._new_dict(items.items() if isinstance(items, dict) else items)]
 
     def _new_dict(self, pairs: Iterable[tuple[Any, Any]]) -> Any:
@@ -274,7 +274,7 @@ class NodeImporter(NumberImporter):
 
     def _import_unpack(self, node: torch_compat.Node) -> list[Any]:
         members = self.builder.read(node.input())
-        if not isinstance(members, (list, tuple)) or len(members) != len(list(node.outputs())):
+        if not isinstance(members, (list, tuple)) or len(members) != node.outputsSize():
             raise CannotImportError("it unpacks a container of another length")
         return list(members)
 
@@ -282,7 +282,7 @@ class NodeImporter(NumberImporter):
         return [UNINITIALISED]
 
     def _import_size(self, node: torch_compat.Node) -> list[Any]:
-        tensor, *rest = [self.builder.read(value) for value in node.inputs()]
+        tensor, *rest = [self.builder.read(value) for value in torch_compat.inputs_of(node)]
         if isinstance(tensor, NumberTensor):
             return [self.builder.own([])]
         if not isinstance(tensor, TensorRef):

@@ -63,8 +63,8 @@ def observable(graph: torch_compat.Graph) -> list[torch_compat.Value]:
     without_value = torch_compat.uninitialised_values(graph)
     for node in torch_compat.nodes_of(graph):
         if node.kind() != "prim::Constant":
-            found.extend(value for value in node.outputs() if value.type().kind() == "TensorType")
-        for block in node.blocks():
+            found.extend(value for value in torch_compat.outputs_of(node) if value.type().kind() == "TensorType")
+        for block in torch_compat.blocks_of(node):
             found.extend(value for value in block.inputs() if value.type().kind() == "TensorType")
     return [value for value in found if value.unique() not in without_value]
 

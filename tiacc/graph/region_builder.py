@@ -252,7 +252,7 @@ class RegionBuilder:
         self._templates: dict[int, Any] = {}
         outputs = []
         for node in self.nodes:
-            for value in node.outputs():
+            for value in torch_compat.outputs_of(node):
                 item = self.env.get(value.unique(), UNKNOWN)
                 if any(not _is_marked(use.user, index) for use in value.uses()):
                     outputs.append(RegionOutput(value, self._template(item, flat)))
@@ -319,7 +319,7 @@ class RegionBuilder:
 
 def _mark(node: torch_compat.Node, index: int) -> None:
     node.i_(_MARK, index)
-    for block in node.blocks():
+    for block in torch_compat.blocks_of(node):
         for inner in block.nodes():
             _mark(inner, index)
         block.returnNode().i_(_MARK, index)
@@ -328,7 +328,7 @@ def _mark(node: torch_compat.Node, index: int) -> None:
 def unmark(node: torch_compat.Node) -> None:
     """Remove what `RegionBuilder.close` marks the nodes of a region with."""
     node.removeAttribute(_MARK)
-    for block in node.blocks():
+    for block in torch_compat.blocks_of(node):
         for inner in block.nodes():
             unmark(inner)
         block.returnNode().removeAttribute(_MARK)

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tiacc.errors import ImportGraphError
 from tiacc.graph import torch_compat
+from tiacc.graph.result_types import ResultTypes
 from tiacc.graph.shape_rules import SHAPE_RULES
 from tiacc.graph.types import Dim as Dim
 from tiacc.graph.types import Shape as Shape
@@ -116,13 +117,21 @@ def result_of(mode: FakeTensorMode, node: fx.Node, value_of: Callable[[fx.Node],
         ImportGraphError: As `infer`.
     """
     args, kwargs = fx.map_arg(node.args, value_of), fx.map_arg(node.kwargs, value_of)
-    try:
+
+    def infer_anew() -> Any:
         with torch_compat.inference(mode):
             return SHAPE_RULES.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
+
+    try:
+        return _known_types(mode).call(mode, node.target, args, kwargs, infer_anew)
     except Exception as error:  # operators raise RuntimeError, TypeError, IndexError and others
         raise ImportGraphError(
             f"the shape of {node.name} = {node.target} cannot be inferred{where(node)}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _known_types(mode: FakeTensorMode) -> ResultTypes:
+    return mode.__dict__.setdefault("_tiacc_result_types", ResultTypes())  # type: ignore[no-any-return]
 
 
 def update(gm: fx.GraphModule, *, everything: bool = False) -> fx.GraphModule:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from tiacc.graph.torch_compat.operators import may_alias, overload_of
-from tiacc.graph.torch_compat.scripts import Block, Graph, Node, Value, nodes_of, reshaped_values
+from tiacc.graph.torch_compat.scripts import Block, Graph, Node, Value, blocks_of, nodes_of, outputs_of, reshaped_values
 
 RETURNS_ITS_ARGUMENT = frozenset(
     {f"aten::{kind}dropout" for kind in ("", "feature_", "alpha_", "feature_alpha_")} | {"aten::type_as", "aten::_unsafe_view"}
@@ -78,7 +78,7 @@ class Aliases:
                 if overload is None or _KEEPS_IT in use.user.schema():
                     return self.of(value)
                 if may_alias(overload) or use.user.kind() in RETURNS_ITS_ARGUMENT:
-                    results = list(use.user.outputs())
+                    results = outputs_of(use.user)
                     if any(result.type().kind() != "TensorType" for result in results):
                         return self.of(value)
                     known = {item.unique() for item in values}
@@ -123,8 +123,8 @@ def _tensor_values(graph: Graph) -> list[Value]:
     while blocks:
         block = blocks.pop()
         for node in block.nodes():
-            values.extend(value for value in node.outputs() if node.kind() != "prim::Constant" or value.type().kind() == "TensorType")
-            for inner in node.blocks():
+            values.extend(value for value in outputs_of(node) if node.kind() != "prim::Constant" or value.type().kind() == "TensorType")
+            for inner in blocks_of(node):
                 values.extend(inner.inputs())
                 blocks.append(inner)
     return values

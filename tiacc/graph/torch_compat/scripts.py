@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -75,7 +77,7 @@ def keeps_state(module: torch.jit.ScriptModule) -> bool:
         return False
     if not any(kind in writes for kind, _ in kinds):
         aliases = graph.alias_db()
-        attributes = (output for node in graph.findAllNodes("prim::GetAttr") for output in node.outputs())
+        attributes = (output for node in graph.findAllNodes("prim::GetAttr") for output in outputs_of(node))
         if not any(map(aliases.has_writers, attributes)):  # which costs a tenth of what freezing does
             return False
     try:
@@ -90,8 +92,8 @@ def _inline_python_functions(graph: Graph) -> None:
     for node in graph.findAllNodes("prim::PythonOp"):
         if node.hasAttribute("Subgraph"):
             with graph.insert_point_guard(node):
-                results = graph.insertGraph(node.g("Subgraph"), list(node.inputs()))
-            for value, result in zip(node.outputs(), results):
+                results = graph.insertGraph(node.g("Subgraph"), inputs_of(node))
+            for value, result in zip(outputs_of(node), results):
                 value.replaceAllUsesWith(result)
             node.destroy()
 
@@ -132,7 +134,11 @@ _PLACES = (
 
 def source_of(node: Node) -> str:
     """Return ``FILE:LINE`` of the source of a TorchScript node, the first outside of torch itself; an empty string if unknown."""
-    text = node.sourceRange()
+    return _first_place(node.sourceRange())
+
+
+@lru_cache(maxsize=256)  # nodes of one line follow each other, or come again with the next iteration of a loop
+def _first_place(text: str) -> str:
     for pattern in _PLACES:
         places = pattern.findall(text)
         if places:
@@ -150,14 +156,13 @@ def modules_of(node: Node) -> tuple[str, ...]:
     return tuple(name for name in _INSTANCE.findall(node.getModuleHierarchy()) if name not in _NO_MODULES)
 
 
-def weight_owners_of(node: Node) -> Iterator[str]:
-    """Yield the paths of the modules whose weights a TorchScript node reads, as the frozen model names them.
+def weight_owner_of(value: Value) -> str | None:
+    """Return the path of the module whose weight a TorchScript value is, as the frozen model names it; None where that is not told.
 
     Weights that are equal are one in a frozen model, under the name of one of them: what several nodes read tells nothing.
     """
-    for value in node.inputs():
-        if value.debugName().startswith("self.") and len(value.uses()) == 1:
-            yield value.debugName().removeprefix("self.").rpartition(".")[0]
+    name = value.debugName()
+    return name.removeprefix("self.").rpartition(".")[0] if name.startswith("self.") and len(value.uses()) == 1 else None
 
 
 def constant_of(value: Value) -> Any:
@@ -168,11 +173,11 @@ def constant_of(value: Value) -> Any:
 
 def splice_branch(node: Node, taken: int) -> list[Node]:
     """Replace a ``prim::If`` by the nodes of one of its blocks; return these in order."""
-    block = list(node.blocks())[taken]
+    block = blocks_of(node)[taken]
     inner = list(block.nodes())
     for moved in inner:
         moved.moveBefore(node)
-    for value, result in zip(node.outputs(), block.outputs()):
+    for value, result in zip(outputs_of(node), block.outputs()):
         value.replaceAllUsesWith(result)
     node.destroy()
     return inner
@@ -192,7 +197,7 @@ def reshaped_values(node: Node) -> list[Value]:
         return []
     if node.kind() in _RESHAPING_WRITES:
         return [next(iter(node.inputs()))]
-    return [value for value, argument in zip(node.inputs(), torch._C.parse_schema(text).arguments) if argument.is_out]
+    return [value for value, argument in zip(inputs_of(node), torch._C.parse_schema(text).arguments) if argument.is_out]
 
 
 def function_of(graph: Graph) -> Function:
@@ -215,8 +220,30 @@ def nodes_of(graph: Graph) -> list[Node]:
     while blocks:
         for node in blocks.pop().nodes():
             found.append(node)
-            blocks.extend(node.blocks())
+            blocks.extend(blocks_of(node))
     return found
+
+
+# An iterator of torch's tells its end by an exception of C++, which costs ten times what a node's few values do: so these are counted.
+
+
+def inputs_of(node: Node) -> list[Value]:
+    """Return the values that a node reads."""
+    return list(islice(node.inputs(), node.inputsSize()))
+
+
+def outputs_of(node: Node) -> list[Value]:
+    """Return the values that a node gives."""
+    return list(islice(node.outputs(), node.outputsSize()))
+
+
+_WITHOUT_BLOCKS = frozenset(f"prim::{kind}" for kind in ("Constant", "GetAttr", "NumToTensor", "ListConstruct", "TupleConstruct"))
+
+
+def blocks_of(node: Node) -> list[Block]:
+    """Return the blocks of a node; only constructs of the language have any."""
+    kind = node.kind()
+    return list(node.blocks()) if kind.startswith("prim::") and kind not in _WITHOUT_BLOCKS else []
 
 
 _OPAQUE = frozenset({"prim::CallMethod", "prim::CallFunction", "prim::fork", "prim::awaitable"})
@@ -240,14 +267,14 @@ def lint(graph: Graph) -> None:
 def written_values(node: Node) -> list[Value]:
     """Return the tensors that a node writes into, or may write into."""
     if node.kind() in _OPAQUE:
-        return [value for value in node.inputs() if "Tensor" in str(value.type())]
+        return [value for value in inputs_of(node) if "Tensor" in str(value.type())]
     text = node.schema()
     if text == "(no schema)" or "!" not in text:
         return []
     arguments = torch._C.parse_schema(text).arguments
     return [
         value
-        for value, argument in zip(node.inputs(), arguments)
+        for value, argument in zip(inputs_of(node), arguments)
         if argument.alias_info is not None
         and argument.alias_info.is_write
         and (str(argument.type) == "Tensor" or node.kind().startswith("aten::_foreach"))
@@ -278,10 +305,10 @@ def insert_behind(graph: Graph, value: Value, kind: str, number: int) -> None:
 
 def replace_inputs(node: Node, new: dict[int, Value]) -> None:
     """Replace the inputs of a node, and of those in its blocks, that have the given unique numbers."""
-    for index, value in enumerate(node.inputs()):
+    for index, value in enumerate(inputs_of(node)):
         if value.unique() in new:
             node.replaceInput(index, new[value.unique()])
-    for block in node.blocks():
+    for block in blocks_of(node):
         for inner in (*block.nodes(), block.returnNode()):
             replace_inputs(inner, new)
 
@@ -300,7 +327,7 @@ def hold_values(graph: Graph, block: Block, condition: Value, outcome: bool) -> 
         outcome: What that is when the block runs.
     """
     nodes = list(block.nodes())
-    for loop in (node for node in nodes if node.kind() == "prim::Loop" and [len(value.uses()) for value in node.outputs()] == [1]):
+    for loop in (node for node in nodes if node.kind() == "prim::Loop" and [len(value.uses()) for value in outputs_of(node)] == [1]):
         with graph.insert_point_guard(nodes[0]):
             kind, operands = ("aten::__or__", [condition, condition]) if outcome else ("aten::__not__", [condition])
             condition, outcome = graph.insertNode(graph.create(kind, operands, 1)).output(), True
@@ -318,6 +345,8 @@ def hold_values(graph: Graph, block: Block, condition: Value, outcome: bool) -> 
 def uninitialised_values(graph: Graph) -> set[int]:
     """Return the unique numbers of the values that may be variables without a value."""
     found: set[int] = set()
+    if not graph.findAllNodes("prim::Uninitialized"):
+        return found
     nodes = nodes_of(graph)
     count = -1
     while count < len(found):
@@ -326,14 +355,14 @@ def uninitialised_values(graph: Graph) -> set[int]:
             if node.kind() == "prim::Uninitialized":
                 found.add(node.output().unique())
             elif node.kind() == "prim::If":
-                for block in node.blocks():
-                    found.update(_passed_on(found, block.outputs(), node.outputs()))
+                for block in blocks_of(node):
+                    found.update(_passed_on(found, block.outputs(), outputs_of(node)))
             elif node.kind() == "prim::Loop":
                 body = next(iter(node.blocks()))
                 inner = list(body.inputs())[1:]
-                found.update(_passed_on(found, list(node.inputs())[2:], inner))
+                found.update(_passed_on(found, inputs_of(node)[2:], inner))
                 found.update(_passed_on(found, list(body.outputs())[1:], inner))
-                found.update(_passed_on(found, inner, node.outputs()))
+                found.update(_passed_on(found, inner, outputs_of(node)))
     return found
 
 
