@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.backends.cudnn.models import subgraph
 from tests.backends.cudnn.programs import CPU, error, planned, run
-from tiacc.backends.cudnn import eager
+from tiacc.backends.cudnn import eager, kernels, products
 from tiacc.backends.cudnn.launch import Bench
 from tiacc.backends.cudnn.naming import key_of, title
 from tiacc.backends.cudnn.products import Tile
@@ -40,15 +40,16 @@ class Turned(Residual):
         return torch.relu(self.shortcut(x) + self.expand(torch.relu(self.reduce(x))))
 
 
+@pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", [Residual, Turned])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_shortcut_is_part_of_the_sum(stride: int, kind: type[Residual], bias: bool) -> None:
-    model = kind(stride, bias=bias).eval()
-    program = planned(subgraph(model, [X], 0))
+def test_a_shortcut_is_part_of_the_sum(stride: int, kind: type[Residual], bias: bool, images: int) -> None:
+    model, x = kind(stride, bias=bias).eval(), X[:images]
+    program = planned(subgraph(model, [x], 0))
     assert [title(step).split("+add")[0] for step in program.steps] == ["conv3x3", "conv1x1+conv1x1"]
     with torch.no_grad():
-        assert error(run(program, [X])[0], model(X)) < 1e-6
+        assert error(run(program, [x])[0], model(x)) < 1e-6
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="this runs in Triton's interpreter, on the CPU")
@@ -115,3 +116,15 @@ def test_near_misses_stay(model: Two) -> None:
         wanted = model(*inputs)
     for got, value in zip(run(program, inputs), wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
         assert error(got, value) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["conv3x3", "conv1x1+conv1x1"])
+def test_a_kernel_asks_for_its_weight_before_it_waits_and_reads_nothing(kind: str) -> None:
+    (step,) = (step for step in planned(subgraph(Residual(2).eval(), [X], 1)).steps if title(step).startswith(f"{kind}+add"))
+    text, _ = products.product(step, TILES[0])
+    lines = [line.strip() for line in kernels.overlapped(text, waits=True, triggers=True, ahead=products.asked_ahead(step)).splitlines()]
+    wait = lines.index("tl.extra.cuda.gdc_wait()")
+    assert any("prefetch" in line for line in lines[:wait])
+    assert not any("tl.load" in line or "tl.store" in line for line in lines[:wait])
+    names = {line.split(" = ")[0] for line in text.splitlines() if " = " in line}
+    assert not {f"    {line.strip().split(' = ')[0]}" for line in products.asked_ahead(step) if " = " in line} & names

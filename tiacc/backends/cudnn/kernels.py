@@ -46,18 +46,19 @@ OVERLAP = os.environ.get("TIACC_CUDNN_OVERLAP", "1") != "0"
 """Whether kernels are launched so that they overlap, where the GPU can."""
 
 
-def overlapped(source: str, *, waits: bool, triggers: bool) -> str:
+def overlapped(source: str, *, waits: bool, triggers: bool, ahead: Sequence[str] = ()) -> str:
     """Return a kernel that overlaps with its neighbours.
 
     Args:
         source: The kernel.
         waits: It is set up and finds its place while the kernel before it runs, and waits for that to end before it reads or writes.
         triggers: It lets the kernel after it be set up, once it has itself waited: so what was written two kernels ago is there as well.
+        ahead: Statements that need not wait.
     """
     lines = source.splitlines(keepends=True)
     touches = (place for place, line in enumerate(lines) if "tl.load(" in line or "tl.store(" in line or line.startswith("    for "))
     first = next(touches, 1)
-    calls = ["    tl.extra.cuda.gdc_wait()\n"] if waits else []
+    calls = [*(f"    {line}\n" for line in ahead), "    tl.extra.cuda.gdc_wait()\n"] if waits else []
     calls += ["    tl.extra.cuda.gdc_launch_dependents()\n"] if triggers else []
     return "".join([*lines[:first], *calls, *lines[first:]])
 

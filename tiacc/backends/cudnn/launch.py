@@ -219,7 +219,9 @@ class Bench:
                 raise BuildError("the sum has too many tiles to be split")
             tensors += [self._partial, self._counters]
         constants = {"BM": tile.high, "BN": tile.wide, "BK": tile.deep}
-        return TritonCall(text, products.grid_of(step, tile), [*tensors, *sizes], constants, tile.warps, tile.stages)
+        grid = products.grid_of(step, tile)
+        ahead = products.asked_ahead(step) if math.prod(grid) <= products.FEW_PROGRAMS else ()
+        return TritonCall(text, grid, [*tensors, *sizes], constants, tile.warps, tile.stages, ahead)
 
     def _element_wise(self, text: str, out: Ref, others: tuple[Ref, ...], numbers: list[int]) -> Call:
         block, warps = numbers
@@ -240,10 +242,21 @@ class TritonCall:
         sizes: Its compile-time constants.
         warps: The warps of a program.
         stages: The stages of its pipelines.
+        ahead: What it does before it waits for the kernel before it, where it overlaps with that.
     """
 
-    def __init__(self, text: str, grid: tuple[int, ...], arguments: list[Any], sizes: dict[str, int], warps: int, stages: int) -> None:
+    def __init__(
+        self,
+        text: str,
+        grid: tuple[int, ...],
+        arguments: list[Any],
+        sizes: dict[str, int],
+        warps: int,
+        stages: int,
+        ahead: Sequence[str] = (),
+    ) -> None:
         self._text = text
+        self._ahead = ahead
         self._grid = grid
         self._arguments = arguments
         self._options: dict[str, Any] = {**sizes, "num_warps": warps, "num_stages": stages}
@@ -256,7 +269,7 @@ class TritonCall:
     def overlap(self, *, waits: bool, triggers: bool) -> None:
         """Have it overlap with the kernels before and after it, which must be kernels of this class too; see `kernels.overlapped`."""
         if (waits or triggers) and kernels.may_overlap(self._arguments[0].device):
-            self._text = kernels.overlapped(self._text, waits=waits, triggers=triggers)
+            self._text = kernels.overlapped(self._text, waits=waits, triggers=triggers, ahead=self._ahead)
             self._kernel = kernels.compiled(self._text)
             if waits:
                 self._options["launch_pdl"] = True

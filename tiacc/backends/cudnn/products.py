@@ -85,6 +85,28 @@ def product(step: ConvStep, tile: Tile) -> tuple[str, list[int]]:
     return text(["out", "x", "weight", *names, *scratch, *parameters, *sizes], lines), numbers
 
 
+def asked_ahead(step: ConvStep) -> list[str]:
+    """Return statements by which the programs of a `product` ask for its weight, each for its share, while they wait for the rest.
+
+    A weight is read once a call, so that it comes from far each time: from here on it comes into the cache that all share. Each thread
+    asks for the 128 bytes of a line at a time.
+    """
+    shape = _Shape.of(step)
+    line = 128 // step.weight.dtype.itemsize
+    row = "ALL" if step.addend is not None else f"K * {shape.taps[0] * shape.taps[1]}"
+    return [
+        f"lines = (N * {shape.kinds}) * ({row}) // {line}",
+        "place_of = tl.program_id(0) + tl.num_programs(0) * (tl.program_id(1) + tl.num_programs(1) * tl.program_id(2))",
+        "share = tl.cdiv(lines, tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2))",
+        "for first_line in range(0, share, 128):",
+        "    asked = tl.minimum(place_of * share + first_line + tl.arange(0, 128), tl.maximum(lines, 1) - 1)",
+        "    tl.inline_asm_elementwise(",
+        '        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",',
+        f'        "=r,l", [weight + asked * {line}], dtype=tl.int32, is_pure=False, pack=1',
+        "    )",
+    ]
+
+
 @dataclass(frozen=True)
 class _Shape:
     """A convolution as matrix products: ``pixels`` by ``deep`` times ``deep`` by ``wide``, for each tap, `kinds` times.
@@ -388,22 +410,26 @@ def tiles(step: ConvStep) -> list[Tile]:
     found: list[Tile] = []
     fitting = max(16, 1 << (shape.deep - 1).bit_length())
     for high, wide, deep, warps, stages in _TILES_FP32 if step.x.dtype.itemsize == 4 else _TILES:
-        sizes = (high, wide, min(deep, fitting), warps, stages)
         if high > max(16, 2 * shape.pixels) or wide > max(16, 2 * shape.wide):
             continue
         count = -(-shape.pixels // high) * -(-shape.wide // wide) * shape.kinds
-        if (high * wide < 64 * 64 and count > 4 * MULTIPROCESSORS) or (high * wide > 64 * 64 and count < MULTIPROCESSORS // 2):
+        if (high * wide < 64 * 64 and count > 4 * MULTIPROCESSORS) or (high * wide == 64 * 64 and count > 16 * MULTIPROCESSORS):
             continue
-        if high * wide == 64 * 64 and count > 16 * MULTIPROCESSORS:
-            continue
-        tile = Tile(*sizes, early=has_full and steps <= 8 and count >= MULTIPROCESSORS)
-        if count * 2 >= MULTIPROCESSORS or steps < 4 or (high, wide) == (32, 32):
+        deep = min(deep, fitting)
+        # of few rounds, not more are under way than there are
+        rounds = taps * -(-shape.deep // deep) + -(-shape.deeper // deep)
+        tile = Tile(high, wide, deep, warps, min(stages, max(2, rounds)))
+        is_filling = count * 2 >= MULTIPROCESSORS
+        if is_filling or (high * wide <= 64 * 64 and (steps < 4 or (high, wide) == (32, 32))):
             found.append(tile)
-        found += [
-            dataclasses.replace(tile, split=split)
-            for split in (2, 4, 8, 16)
-            if MULTIPROCESSORS // 2 <= count * split <= 2 * MULTIPROCESSORS and steps >= 2 * split
-        ]
+            if has_full and steps <= 8 and count >= MULTIPROCESSORS:
+                found.append(dataclasses.replace(tile, early=True))
+        if high * wide <= 64 * 128:
+            found += [
+                dataclasses.replace(tile, split=split)
+                for split in (2, 4, 8, 16)
+                if MULTIPROCESSORS // 2 <= count * split <= 2 * MULTIPROCESSORS and steps >= 2 * split
+            ]
     return list(dict.fromkeys(found)) or [Tile(*_TILES[0])]
 
 
@@ -413,14 +439,20 @@ NARROW = 16
 MULTIPROCESSORS = 132
 """About how many programs run at a time, one a multiprocessor; an H100 or H200 has so many."""
 
+FEW_PROGRAMS = 4 * MULTIPROCESSORS
+"""Of so many programs at most it pays to ask for the weight ahead: more are not set up before the kernel before them ends."""
+
 _TILES: Sequence[tuple[int, int, int, int, int]] = (
     (16, 64, 128, 4, 4),
     (32, 32, 128, 4, 4),
     (64, 32, 64, 4, 4),
+    (64, 32, 128, 4, 3),
     (64, 64, 64, 4, 4),
-    (128, 64, 64, 4, 2),
-    (128, 128, 64, 8, 2),
+    (64, 64, 128, 4, 3),
+    (64, 128, 64, 4, 3),
+    (128, 64, 64, 4, 3),
     (128, 128, 64, 8, 3),
+    (64, 256, 64, 8, 3),
     (128, 256, 64, 8, 3),
 )
 _TILES_FP32: Sequence[tuple[int, int, int, int, int]] = (

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from tiacc.backends.cudnn.body import Argument, Body, Instruction
 from tiacc.backends.cudnn.layouts import is_rows
-from tiacc.backends.cudnn.program import Addend, Buffer, ConvStep, Program, Step
+from tiacc.backends.cudnn.program import Addend, Buffer, ConvStep, Program, Ref, Step
 
 
 def join_shortcuts(program: Program) -> int:
@@ -30,7 +30,7 @@ def join_shortcuts(program: Program) -> int:
             continue
         for place, operand in enumerate(step.operands):
             shortcut = written.get(operand.buffer)
-            if shortcut is None or shortcut.out != operand or reads[operand.buffer] != 2:
+            if shortcut is None or not _is_same(shortcut.out, operand) or reads[operand.buffer] != 2:
                 continue
             both = _joined(shortcut, step, place)
             if both is not None:
@@ -61,6 +61,11 @@ def _joined(shortcut: ConvStep, step: ConvStep, place: int) -> ConvStep | None:
         operands=operands,
         addend=Addend(other.x, other.weight, other.stride),
     )
+
+
+def _is_same(one: Ref, other: Ref) -> bool:
+    strides = [pair for size, *pair in zip(one.shape, one.strides, other.strides) if size > 1]
+    return one.shape == other.shape and one.offset == other.offset and all(a == b for a, b in strides)
 
 
 def _is_addend(step: ConvStep) -> bool:
