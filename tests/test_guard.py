@@ -11,9 +11,10 @@ from torch import fx, nn
 
 import tiacc
 from tests.helpers import use_however_fast
-from tiacc import measure
+from tiacc import measure, models
 from tiacc.backends import base
 from tiacc.backends.reference import ReferenceBackend
+from tiacc.errors import AccuracyError
 from tiacc.graph import torch_compat
 from tiacc.guard import ROUNDS_ON_GPU, Guard
 from tiacc.passes.base import Pass, PassContext, PassResult
@@ -345,9 +346,83 @@ def test_calls_after_the_first_are_compared_too(right: int, error: float) -> Non
     checks = Guard(model, resolve_inputs(None, [(torch.randn(3),)], 0), torch.device("cpu"), measure.Judge())
     checks._rounds = ROUNDS_ON_GPU
     checks.run_references()
-    checks._variation = None
-    assert checks.calls_before(checks.data[0]) == 3
+    checks._varied = None
+    assert checks.calls_before(checks.data[0]) == (3, 3)
     assert checks.compare(torch.jit.script(Late(right))).error == pytest.approx(error)
+
+
+def guard_of(model: torch.jit.ScriptModule, *arguments: torch.Tensor) -> Guard:
+    checks = Guard(model, resolve_inputs(None, [arguments], 0), torch.device("cpu"), measure.Judge())
+    checks.run_references()
+    return checks
+
+
+class Told(nn.Module):
+    """A vector and a number of it; or those of the first call, for ever."""
+
+    def __init__(self, is_stale: bool = False, fails_on: int = 0) -> None:
+        super().__init__()
+        self.is_stale = is_stale
+        self.fails_on = fails_on
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("first", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, float]:
+        self.calls += 1
+        if int(self.calls) == self.fails_on:
+            raise RuntimeError("out of order")
+        if int(self.calls) == 1:
+            self.first = x
+        y = self.first if self.is_stale else x
+        return y * 2, float(y[0])
+
+
+class Tells(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, float]:
+        return x * 2, float(x[0])
+
+
+@pytest.mark.parametrize(("candidate", "complaint"), [(Told(), ""), (Told(True), "is the same"), (Told(fails_on=2), "out of order")])
+def test_a_second_call_tells_what_is_stale(candidate: nn.Module, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input model is called with its values only where an output of the candidate is what it was, or the candidate fails."""
+    calls: list[Any] = []
+    model = torch.jit.script(Tells())
+    checks = guard_of(model, torch.tensor([1.0, 2.0, 3.0]))
+    call = models.call
+    monkeypatch.setattr("tiacc.models.call", lambda module, item: (calls.append(module), call(module, item))[1])
+    if complaint:
+        with pytest.raises(AccuracyError, match=complaint):
+            checks.compare(torch.jit.script(candidate))
+    else:
+        assert checks.compare(torch.jit.script(candidate)).error == 0
+        assert checks.calls_before(checks.data[0]) == (1, 2)
+    assert sum(called is model for called in calls) == bool(complaint)
+
+
+def test_stale_numbers_are_found() -> None:
+    class Number(nn.Module):
+        def forward(self, x: torch.Tensor) -> float:
+            return float(x[0])
+
+    class Stale(nn.Module):
+        def forward(self, x: torch.Tensor) -> float:
+            return 1.0
+
+    with pytest.raises(AccuracyError, match="the same for other inputs"):
+        guard_of(torch.jit.script(Number()), torch.tensor([1.0, 2.0])).compare(torch.jit.script(Stale()))
+
+
+def test_values_that_the_input_model_does_not_take_need_no_result() -> None:
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.randn(2, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.table[x.long()[0]] * x[1]
+
+    model = torch.jit.script(Picks())
+    assert guard_of(model, torch.tensor([1.0, 5.0])).compare(model).error == 0
 
 
 class Recurrent(nn.Module):

@@ -28,14 +28,8 @@ from tiacc.samples import ModelInputs
 LEAST_GAIN = 1.01
 """An optimized model that is not at least so many times faster than the input model is not worth having."""
 
-TIMING_SHARE = 0.1
+TIMING_SHARE = 0.05
 """The part of the time before it that a measurement takes which tells at once whether a model is faster."""
-
-SHORT_CALLS = 2
-"""How often each model is timed at least in such a measurement."""
-
-SHORT_MARGIN = 0.1
-"""By how much one model must be faster than the other for it, as a part."""
 
 LONGEST_TIMING = 10.0
 """How long a measurement may take, in seconds, that decides between models about as fast as each other."""
@@ -130,6 +124,7 @@ class Job:
         home = device if not settings.target else torch.device("cpu")
         self.guard = Guard(self.model, inputs, home, measure.Judge(settings.accuracy_check))
         self.timed_item = self.guard.data[_typical(inputs)]
+        self._baseline: Latency | None = None
 
     def run(self) -> torch.jit.ScriptModule:
         """Try the attempts in order, and return the model of the first that is right and faster."""
@@ -273,19 +268,26 @@ class Job:
         return TIMING_SHARE * (time.perf_counter() - self._began)
 
     def _time(self, candidate: torch.jit.ScriptModule) -> tuple[Latency, Latency]:
+        """Time a model that was compared against the input model, until it is told which of them is faster, or the time is up."""
         self.bar.start("measure")
         one, other = models.cloned(self.timed_item), models.cloned(self.timed_item)
         model, candidate = self.guard.fresh(self.model), self.guard.fresh(candidate)
-        calls = (lambda: model(*one), lambda: candidate(*other))
-        seconds = self.settings.timing_seconds
+        budget = self.settings.timing_seconds
+        soonest = time.perf_counter() + (self._short_seconds if budget is None else budget)
+        bars = (LEAST_GAIN, self.settings.require_speedup or LEAST_GAIN)
+
+        def is_enough(found: list[Latency]) -> bool:
+            return time.perf_counter() >= soonest and all(measure.is_clear(found[0], found[1], bar) for bar in bars)
+
         with torch.no_grad():
-            if seconds is None:
-                called, least = self.guard.calls_before(self.timed_item), min(SHORT_CALLS, measure.MIN_CALLS)
-                baseline, optimized = measure.latencies(calls, self.device, self._short_seconds, called=called, least=least)
-                bars = (LEAST_GAIN, self.settings.require_speedup or LEAST_GAIN)
-                if all(measure.is_told(baseline, optimized, bar, SHORT_MARGIN) for bar in bars):
-                    return baseline, optimized
-            baseline, optimized = measure.latencies(calls, self.device, seconds or LONGEST_TIMING)
+            baseline, optimized = measure.latencies(
+                (lambda: model(*one), lambda: candidate(*other)),
+                self.device,
+                budget or LONGEST_TIMING,
+                called=self.guard.calls_before(self.timed_item),
+                is_enough=is_enough,
+            )
+        self._baseline = baseline
         return baseline, optimized
 
     def _fill(self, trial: Trial, baseline: Latency, optimized: Latency) -> None:
@@ -323,14 +325,17 @@ class Job:
         output_model = file.load(self.device)
         report.actions.append("the input model was kept as it is: speed-up 1.00")
         accuracy = self.guard.compare(output_model)
-        item = models.cloned(self.timed_item)
-        model = self.guard.fresh(self.model)
-        with torch.no_grad():
-            (latency,) = measure.latencies((lambda: model(*item),), self.device, (self.settings.timing_seconds or LONGEST_TIMING) / 4)
+        latency = self._baseline or self._time_input()
         report.baseline_latency = report.optimized_latency = latency
         report.optimization_result = OptimizationResult.of(latency, latency)
         self._tell(accuracy, self.settings.tolerance_for(torch.float32))
         return output_model
+
+    def _time_input(self) -> Latency:
+        item, model = models.cloned(self.timed_item), self.guard.fresh(self.model)
+        called, seconds = self.guard.calls_before(self.timed_item)[:1], (self.settings.timing_seconds or LONGEST_TIMING) / 4
+        with torch.no_grad():
+            return measure.latencies((lambda: model(*item),), self.device, seconds, called=called)[0]
 
     def _require_speedup(self) -> None:
         wanted = self.settings.require_speedup

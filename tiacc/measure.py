@@ -18,10 +18,26 @@ from tiacc.report import Latency, OutputError
 WARM_UP_CALLS = 2
 """TorchScript compiles in its first two calls, and an engine on a GPU records a graph in its second; they are never timed."""
 
+FEWEST_CALLS = 2
+"""How often each function is timed at least: in turn, there and back, so that a machine that slows down or speeds up counts for both."""
+
 MIN_CALLS = 5
 MAX_CALLS = 2000
 STABLE_SPREAD = 0.01
 """Timing stops before its budget when the medians of the two halves of every model's calls differ by less than this part."""
+
+FEW_CALLS = 6
+"""The range of fewer calls holds the median of all in less than 19 cases of 20."""
+
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31)
+"""Within how many standard errors a mean is in 19 cases of 20, by degrees of freedom from 1 on. Source: Student's t-distribution."""
+
+FIRST_MARGIN, CLEAR_MARGIN = 0.75, 0.1
+"""How far the ratio of two latencies must be from what it is held against to be clear at once, as a part: the first over the number of
+calls of each, but no less than the second. Few calls may agree by chance."""
+
+OFTEN_ASKED = 1.25
+"""How many times its doubt a ratio must be off to be clear: who asks after every few calls is told by chance more often than once."""
 
 LEAST_SQUARED, MOST_SQUARED = 1e-100, 1e100
 """Between these, numbers are neither so small nor so large that their squares, added up, lose digits in float64."""
@@ -202,41 +218,57 @@ def largest(errors: Sequence[OutputError]) -> float:
 
 
 def latencies(
-    calls: Sequence[Callable[[], Any]], device: torch.device, seconds: float, *, called: int = 0, least: int | None = None
+    calls: Sequence[Callable[[], Any]],
+    device: torch.device,
+    seconds: float,
+    *,
+    called: Sequence[int] = (),
+    least: int | None = None,
+    is_enough: Callable[[list[Latency]], bool] = lambda found: False,
 ) -> list[Latency]:
     """Time several functions in turn, so that whatever else the machine does weighs on all of them alike.
 
-    They are warmed up, which the budget does not count, then called in turn, there and back, short ones twice where another came before,
-    until `seconds` have passed or the medians are stable.
+    They are called in turn, there and back, the last first: each warmed up before, which the budget does not count, and short ones twice
+    where another came before; until `seconds` have passed, or the medians are stable, or what was found is enough.
 
     Args:
         calls: What to time.
         device: Where they run; on a GPU the time is between CUDA events.
         seconds: The budget for all of them together, in seconds.
-        called: How often each has been called before, which need not be done again to warm it up.
-        least: How often each is timed at least; None for `MIN_CALLS`.
+        called: How often each has been called before, which need not be done again to warm it up; empty for never.
+        least: How often each is timed at least, unless less is enough; None for `MIN_CALLS`.
+        is_enough: Whether what was found so far is; asked after `FEWEST_CALLS` calls of each, then ever more seldom.
 
     Returns:
         The latency of each, in milliseconds.
     """
     timer = _time_on_gpu if device.type == "cuda" else _time_on_cpu
     times: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        for _ in range(WARM_UP_CALLS - called):
-            timer(call)
+    last = None
+    cold = [max(WARM_UP_CALLS - count, 0) for count in called or [0] * len(calls)]
     least = MIN_CALLS if least is None else least
+    look = FEWEST_CALLS
     end = time.perf_counter() + seconds
-    before = len(calls) - 1 if called < WARM_UP_CALLS else None
     for count in range(1, MAX_CALLS + 1):
         for place in reversed(range(len(calls))) if count % 2 else range(len(calls)):
+            if cold[place]:
+                began = time.perf_counter()
+                for _ in range(cold[place]):
+                    timer(calls[place])
+                end += time.perf_counter() - began
+                cold[place], last = 0, place
             found = timer(calls[place])
-            if device.type == "cpu" and place != before and found < SHORT_CALL_MS:
+            if device.type == "cpu" and place != last and found < SHORT_CALL_MS:
                 found = timer(calls[place])
             times[place].append(found)
-            before = place
+            last = place
         if count >= least and (time.perf_counter() > end or (count >= 40 and count % 20 == 0 and all(map(_is_stable, times)))):
             break
-    return [_summary(values) for values in times]
+        if count == look:
+            if is_enough(_summaries(times)):
+                break
+            look += max(1, count // 2)
+    return _summaries(times)
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
@@ -269,30 +301,58 @@ def _is_stable(values: Sequence[float]) -> bool:
     return abs(first - second) <= STABLE_SPREAD * max(first, second)
 
 
-def _summary(values: Sequence[float]) -> Latency:
-    ordered = sorted(values)
+def _summaries(times: Sequence[Sequence[float]]) -> list[Latency]:
+    """Return the latency of each of several functions, which were called as often."""
+    few = _doubt_of_few(times) if len(times[0]) < FEW_CALLS else None
+    return [_summary(sorted(values), few) for values in times]
 
+
+def _summary(ordered: Sequence[float], doubt: float | None) -> Latency:
     def percentile(part: float) -> float:
         return ordered[min(len(ordered) - 1, math.ceil(part * len(ordered)) - 1)]
 
     median = statistics.median(ordered)
-    # The ranks between which the median of all calls is, in 19 cases of 20 (the binomial distribution, as a normal one).
-    rank = max(0, math.floor(len(ordered) / 2 - 0.98 * math.sqrt(len(ordered))))
-    doubt = (ordered[-1 - rank] - ordered[rank]) / 2 / median if median else 0.0
+    if doubt is None:
+        # The ranks between which the median of all calls is, in 19 cases of 20 (the binomial distribution, as a normal one).
+        rank = max(0, math.floor(len(ordered) / 2 - 0.98 * math.sqrt(len(ordered))))
+        doubt = (ordered[-1 - rank] - ordered[rank]) / 2 / median if median else 0.0
     return Latency(median, percentile(0.9), percentile(0.99), statistics.fmean(ordered), len(ordered), doubt)
 
 
-def is_told(slower: Latency, faster: Latency, ratio: float, margin: float = 0.0) -> bool:
-    """Return whether measurements tell on which side of `ratio` the ratio of two latencies is, whatever either median may be off by.
+def _doubt_of_few(times: Sequence[Sequence[float]]) -> float:
+    """Return how far off the median of so few calls may be, as a part of it, of each function.
 
-    Args:
-        slower: The one latency.
-        faster: The other.
-        ratio: What their ratio is held against.
-        margin: How far it must be from that, as a part of it, however sure the medians seem: few calls may agree by chance.
+    They were called in turn, so that what disturbs them is the same part of each: their variances are pooled.
     """
-    found = slower.p50_ms / faster.p50_ms
-    return abs(found - ratio) > max((slower.doubt + faster.doubt) * found, margin * ratio)
+    count = len(times[0])
+    freedom = len(times) * (count - 1)
+    if not freedom:
+        return math.inf
+    pooled = statistics.fmean(statistics.variance(values) / max(statistics.fmean(values), 1e-12) ** 2 for values in times)
+    return STUDENT[min(freedom, len(STUDENT)) - 1] * math.sqrt(pooled / count)
+
+
+def is_told(slower: Latency, faster: Latency, ratio: float) -> bool:
+    """Return whether measurements tell on which side of `ratio` the ratio of two latencies is, whatever the medians may be off by."""
+    return _distance(slower, faster, ratio) > _doubt(slower, faster)
+
+
+def is_clear(slower: Latency, faster: Latency, ratio: float) -> bool:
+    """Return whether a measurement may end early: it tells on which side of `ratio` the latencies are, and they are far from it.
+
+    Of models as fast as each other, whose calls vary by a tenth, one in a hundred passes for faster (`tests/test_measure.py`).
+    """
+    margin = max(CLEAR_MARGIN, FIRST_MARGIN / slower.runs)
+    return _distance(slower, faster, ratio) > max(OFTEN_ASKED * _doubt(slower, faster), margin * ratio)
+
+
+def _distance(slower: Latency, faster: Latency, ratio: float) -> float:
+    return abs(slower.p50_ms / faster.p50_ms - ratio)
+
+
+def _doubt(slower: Latency, faster: Latency) -> float:
+    """Return how far off the ratio of two latencies may be."""
+    return math.hypot(slower.doubt, faster.doubt) * slower.p50_ms / faster.p50_ms
 
 
 @contextmanager

@@ -84,8 +84,8 @@ class Options:
         neutral_names: Whether to name the layers of TensorRT engines by number. An engine holds the names of its layers, which tell
             operators and modules, in clear text.
         tuning_seconds: The time that the choice of kernels may take, all segments together. 0: they are chosen by rule.
-        timing_seconds: The time that measuring the latency of both models may take, which is over when the medians are stable. None: a
-            small part of what came before it; where that does not tell whether the model is fast enough, up to 10 s.
+        timing_seconds: The time that measuring the latency of both models takes, unless the medians are stable before. None: until it
+            is clear whether the model is fast enough, 10 s at most.
         num_threads: The CPU threads that models are measured with and engines may use. None: as many as torch uses.
         seed: Where made-up test data come from.
         cache_dir: A directory where tuning results are kept between calls. None: they are not kept.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -132,6 +134,26 @@ def test_the_bytes_hold_the_weights_once() -> None:
     weight = sketch.constant("w", torch.randn(256, 512))
     gm = sketch.output(sketch.call(aten.linear.default, sketch.input("x", Dim("b", 1, 2, 8), 512), weight, None))
     assert 1.0 <= len(build(gm).serialize()) / (256 * 512 * 4) < 1.05
+
+
+def test_weights_are_read_where_they_are_and_stay_there() -> None:
+    sketch = Sketch()
+    weight = torch.randn(256, 512)
+    gm = sketch.output(sketch.call(aten.linear.default, sketch.input("x", 2, 512), sketch.constant("w", weight), None))
+    engine = build(gm)
+    whole = engine.serialize()
+    tracemalloc.start()
+    loaded = backend.load(whole)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < weight.nbytes / 2
+    before = bytes(bytearray(whole))
+    x = torch.randn(2, 512)
+    torch.testing.assert_close(loaded.run([x])[0], x @ weight.T, atol=1e-3, rtol=1e-4)
+    assert whole == before, "the weights were written into"
+    del whole, before
+    gc.collect()
+    torch.testing.assert_close(loaded.run([x])[0], x @ weight.T, atol=1e-3, rtol=1e-4)
 
 
 def test_threads_are_an_option_and_kept() -> None:

@@ -110,11 +110,15 @@ def write_model(model: Any) -> tuple[bytes, bytes]:
 
 
 def read_model(xml: bytes, weights: memoryview) -> tuple[Any, Any]:
-    """Return the ``openvino.Model`` of XML and weights, and the copy of the weights that it refers to and that must outlive it."""
+    """Return the ``openvino.Model`` of XML and weights, and what holds the weights, which it reads there and which must outlive it."""
+    import ctypes
+
     import numpy as np
 
     from tiacc.backends.openvino import library
 
     ov = library.openvino()
-    copy = np.frombuffer(weights, dtype=np.uint8).copy()  # OpenVINO shares writable memory only
-    return library.core().read_model(xml, ov.Tensor(copy, shared_memory=True)), copy
+    held = np.frombuffer(weights, dtype=np.uint8)
+    # OpenVINO shares memory that is said to be writable only, and does not write into weights.
+    shared = np.ctypeslib.as_array((ctypes.c_uint8 * held.size).from_address(held.ctypes.data))
+    return library.core().read_model(xml, ov.Tensor(shared, shared_memory=True)), held
