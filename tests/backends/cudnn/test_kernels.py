@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from tests.backends.cudnn.models import subgraph
 from tests.backends.cudnn.programs import CPU, block, error, planned, run
 from tests.helpers import random_inputs
-from tiacc.backends.cudnn import border, eager, folding, products
+from tiacc.backends.cudnn import border, eager, folding, kernels, products
 from tiacc.backends.cudnn.body import OPERATIONS, Body, Instruction, evaluate, triton_lines
 from tiacc.backends.cudnn.launch import Bench, TritonCall
 from tiacc.backends.cudnn.layouts import channels_last_strides, contiguous_strides
@@ -146,6 +146,24 @@ def test_images_are_folded_at_the_border(fold: int) -> None:
     storages = tensors_of(out, source)
     TritonCall(border.folded(out, source, fold), (-(-out.numel // 128),), list(storages), {"BLOCK": 128}, 4, 2)()
     assert torch.equal(out.tensor(storages[0]), folding.image(source.tensor(storages[1]), fold).half())
+
+
+def test_tensors_that_leave_together() -> None:
+    """An image that is turned round, one that is not worth it, a vector, and one of two types: four copies in one launch."""
+    shapes = [(2, 37, 5, 9), (2, 2, 16, 16), (3, 11), (2, 40, 8, 8)]
+    copies, tensors, pairs = [], [], []
+    for shape in shapes:
+        strides = channels_last_strides(shape) if len(shape) == 4 else contiguous_strides(shape)
+        source = Ref(Buffer("source", math.prod(shape) + 5, torch.float16), shape, strides, 5)
+        out = Ref(Buffer("out", math.prod(shape), torch.float32), shape, contiguous_strides(shape))
+        storages = tensors_of(out, source)
+        copies.append(border._copy(out, source))
+        tensors += storages
+        pairs.append((out.tensor(storages[0]), source.tensor(storages[1])))
+    text = kernels.side_by_side([(copy.text, copy.grid, copy.constants) for copy in copies])
+    TritonCall(text, (sum(math.prod(copy.grid) for copy in copies),), tensors, {}, 4, 2)()
+    for got, wanted in pairs:
+        assert torch.equal(got, wanted.float())
 
 
 @pytest.mark.parametrize("op", sorted(OPERATIONS))

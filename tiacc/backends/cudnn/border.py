@@ -1,4 +1,4 @@
-"""The way in and out of a program: one kernel a tensor, which reads or writes the caller's memory, converts and lays out.
+"""The way in and out of a program: kernels that read or write the caller's memory, convert and lay out.
 
 These launches are not in the CUDA graph, since the caller's tensors are elsewhere each time; so they are made as short as they can be.
 """
@@ -6,6 +6,8 @@ These launches are not in the CUDA graph, since the caller's tensors are elsewhe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,22 +23,44 @@ ALIGNMENT = 16
 TILE = 32
 """The pixels and channels of a tile that is turned round."""
 
+WARPS = 4
+"""The warps of a program."""
 
-class Launch:
-    """A kernel with a grid that does not change, launched with little work on the host.
 
-    Args:
-        text: The kernel; its arguments are the tensors, then `constants`.
-        grid: How many programs it runs.
+MOST_TOGETHER = 8
+"""How many tensors one kernel brings out at most."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A kernel that copies one tensor.
+
+    Attributes:
+        text: The kernel; its arguments are `out`, the source, then `constants`.
+        grid: How many programs it runs, in two dimensions.
         constants: Its compile-time constants, in order.
-        warps: The warps of a program.
     """
 
-    def __init__(self, text: str, grid: tuple[int, ...], constants: dict[str, int], warps: int) -> None:
+    text: str
+    grid: tuple[int, int]
+    constants: dict[str, int]
+
+
+class Launch:
+    """Some copies in one launch, with little work on the host.
+
+    Args:
+        copies: The copies.
+    """
+
+    def __init__(self, copies: Sequence[Copy]) -> None:
+        if len(copies) == 1:
+            (copy,) = copies
+            text, self._grid, self._constants = copy.text, (*copy.grid, 1), copy.constants
+        else:
+            text = kernels.side_by_side([(copy.text, copy.grid, copy.constants) for copy in copies])
+            self._grid, self._constants = (sum(math.prod(copy.grid) for copy in copies), 1, 1), {}
         self._kernel = kernels.compiled(text)
-        self._grid = (*grid, 1, 1)[:3]
-        self._constants = constants
-        self._warps = warps
         self._compiled: Any = None
 
     def __call__(self, stream: int, *tensors: torch.Tensor) -> None:
@@ -44,38 +68,31 @@ class Launch:
 
         Args:
             stream: The handle of the stream, which is the current one.
-            tensors: Its tensors; their memory begins at a multiple of `ALIGNMENT`.
+            tensors: `out` and the source of each copy; their memory begins at a multiple of `ALIGNMENT`.
         """
         compiled = self._compiled
         if compiled is None:
-            self._compiled = self._kernel[self._grid](*tensors, **self._constants, num_warps=self._warps)
+            self._compiled = self._kernel[self._grid](*tensors, **self._constants, num_warps=WARPS)
             return
         # what Triton does once it has found the compiled kernel of some arguments
         numbers = self._constants.values()
         compiled.run(*self._grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors, *numbers)
 
 
-class Border:
-    """One tensor on its way in or out.
+class Entrance:
+    """The way in of one tensor.
 
     Args:
-        ref: Where it is in the program.
-        place: The tensor of `ref`.
-        shape: Its shape at the caller's.
-        dtype: Its type at the caller's.
-        fold: The squares of pixels that become one; see `folding`.
-        inwards: Whether it comes in.
+        entry: Where it is in the program, and how it comes in.
+        place: The tensor of that.
     """
 
-    def __init__(self, ref: Ref, place: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, fold: int = 1, inwards: bool) -> None:
+    def __init__(self, entry: Entry, place: torch.Tensor) -> None:
         self._place = place
-        self._shape = shape
-        self._dtype = dtype
-        self._fold = fold
-        self._storage = place.as_strided((max(ref.buffer.numel, 1),), (1,), place.storage_offset() - ref.offset)
-        outside = Ref(Buffer("caller", math.prod(shape), dtype), shape, contiguous_strides(shape))
-        is_plain = place.device.type == "cuda" and ref.dtype in FLOATS and dtype in FLOATS and math.prod(shape) > 0
-        self._launch = (_inwards(ref, outside, fold) if inwards else _launch(outside, ref)) if is_plain else None
+        self._fold = entry.fold
+        self._storage = _storage(entry.ref, place)
+        outside = _outside(entry.shape, entry.dtype)
+        self._launch = Launch([_inwards(entry.ref, outside, entry.fold)]) if _is_plain(entry.ref, outside, place) else None
 
     def bring_in(self, tensor: torch.Tensor, stream: int) -> None:
         """Lay out a caller's tensor."""
@@ -86,42 +103,67 @@ class Border:
         else:
             self._place.copy_(tensor)
 
-    def bring_out(self, stream: int) -> torch.Tensor:
-        """Return a new tensor for the caller."""
-        made = torch.empty(self._shape, dtype=self._dtype, device=self._place.device)
-        if self._launch is not None:
-            self._launch(stream, made, self._storage)
-        else:
-            made.copy_(self._place)
+
+class Exits:
+    """The way out of some tensors.
+
+    Args:
+        outputs: Where each is in the program, and its type at the caller's.
+        places: The tensor of each.
+    """
+
+    def __init__(self, outputs: Sequence[tuple[Ref, torch.dtype]], places: Sequence[torch.Tensor]) -> None:
+        self._made = [(ref.shape, dtype) for ref, dtype in outputs]
+        self._places = list(places)
+        outsides = [_outside(ref.shape, dtype) for ref, dtype in outputs]
+        storages = [_storage(ref, place) for (ref, _), place in zip(outputs, places)]
+        plain = [index for index, (ref, _) in enumerate(outputs) if _is_plain(ref, outsides[index], places[index])]
+        self._others = [index for index in range(len(outputs)) if index not in plain]
+        self._launches: list[tuple[Launch, list[tuple[int, torch.Tensor]]]] = []
+        for begin in range(0, len(plain), MOST_TOGETHER):
+            some = plain[begin : begin + MOST_TOGETHER]
+            launch = Launch([_copy(outsides[index], outputs[index][0]) for index in some])
+            self._launches.append((launch, [(index, storages[index]) for index in some]))
+
+    def bring_out(self, stream: int) -> list[torch.Tensor]:
+        """Return new tensors for the caller."""
+        made = [torch.empty(shape, dtype=dtype, device=place.device) for (shape, dtype), place in zip(self._made, self._places)]
+        for launch, sources in self._launches:
+            launch(stream, *(tensor for index, storage in sources for tensor in (made[index], storage)))
+        for index in self._others:
+            made[index].copy_(self._places[index])
         return made
 
 
-def entry(entry: Entry, place: torch.Tensor) -> Border:
-    """Return the way in of an input."""
-    return Border(entry.ref, place, entry.shape, entry.dtype, fold=entry.fold, inwards=True)
+def _outside(shape: tuple[int, ...], dtype: torch.dtype) -> Ref:
+    return Ref(Buffer("caller", math.prod(shape), dtype), shape, contiguous_strides(shape))
 
 
-def exit(ref: Ref, dtype: torch.dtype, place: torch.Tensor) -> Border:
-    """Return the way out of an output."""
-    return Border(ref, place, ref.shape, dtype, inwards=False)
+def _storage(ref: Ref, place: torch.Tensor) -> torch.Tensor:
+    """Return the tensor of the whole buffer of a ref: kernels add its offset themselves."""
+    return place.as_strided((max(ref.buffer.numel, 1),), (1,), place.storage_offset() - ref.offset)
 
 
-def _inwards(ref: Ref, outside: Ref, fold: int) -> Launch:
+def _is_plain(ref: Ref, outside: Ref, place: torch.Tensor) -> bool:
+    return place.device.type == "cuda" and ref.dtype in FLOATS and outside.dtype in FLOATS and outside.numel > 0
+
+
+def _inwards(ref: Ref, outside: Ref, fold: int) -> Copy:
     if fold == 1:
-        return _launch(ref, outside)
+        return _copy(ref, outside)
     block = 512
-    return Launch(folded(ref, outside, fold), (-(-ref.numel // block),), {"BLOCK": block}, 4)
+    return Copy(folded(ref, outside, fold), (-(-ref.numel // block), 1), {"BLOCK": block})
 
 
-def _launch(out: Ref, source: Ref) -> Launch:
-    """Return the launch of the kernel that copies, converts and lays out."""
+def _copy(out: Ref, source: Ref) -> Copy:
+    """Return the kernel that copies, converts and lays out."""
     images = [part for part in (out, source) if len(part.shape) == 4 and part.strides == channels_last_strides(part.shape)]
     if len(images) == 1 and out.shape[1] >= TILE // 2 and math.prod(out.shape[2:]) >= TILE // 2:
         tiles = -(-out.shape[1] // TILE) * -(-math.prod(out.shape[2:]) // TILE)
-        return Launch(turned(out, source), (tiles, out.shape[0]), {"TILE": TILE}, 4)
+        return Copy(turned(out, source), (tiles, out.shape[0]), {"TILE": TILE})
     block = 1024 if out.numel >= 2**19 else 256
     step = PointwiseStep(out, (source,), COPY)
-    return Launch(kernels.pointwise(step), (-(-out.numel // block),), {"BLOCK": block}, 4)
+    return Copy(kernels.pointwise(step), (-(-out.numel // block), 1), {"BLOCK": block})
 
 
 def turned(out: Ref, source: Ref) -> str:

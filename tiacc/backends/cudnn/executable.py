@@ -53,8 +53,8 @@ class Executable:
         self.bench = Bench(self.read, packed, device)
         self.calls: list[Call] = []
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._entries = [None if entry is None else border.entry(entry, self.read(entry.ref)) for entry in program.inputs]
-        self._exits = [border.exit(ref, dtype, self.read(ref)) for ref, dtype in program.outputs]
+        self._entrances = [None if entry is None else border.Entrance(entry, self.read(entry.ref)) for entry in program.inputs]
+        self._exits = border.Exits(program.outputs, [self.read(ref) for ref, _ in program.outputs])
 
     def read(self, ref: Ref) -> torch.Tensor:
         """Return the tensor of a ref."""
@@ -105,9 +105,9 @@ class Executable:
             stream: The handle of the current stream, if it is known.
         """
         stream = self._stream() if stream is None else stream
-        for entry, tensor in zip(self._entries, inputs):
-            if entry is not None:
-                entry.bring_in(tensor, stream)
+        for entrance, tensor in zip(self._entrances, inputs):
+            if entrance is not None:
+                entrance.bring_in(tensor, stream)
 
     def _stream(self) -> int:
         return torch_compat.current_stream(self.device.index or 0) if self.device.type == "cuda" else 0
@@ -169,7 +169,7 @@ class Executable:
     def results(self, stream: int | None = None) -> list[torch.Tensor]:
         """Return copies of the outputs, in the types of the graph; `stream` as for `fill`."""
         stream = self._stream() if stream is None else stream
-        return [exit.bring_out(stream) for exit in self._exits]
+        return self._exits.bring_out(stream)
 
 
 def adds_result_of(before: Step, step: Step) -> bool:

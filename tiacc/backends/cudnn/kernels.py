@@ -63,6 +63,29 @@ def overlapped(source: str, *, waits: bool, triggers: bool, ahead: Sequence[str]
     return "".join([*lines[:first], *calls, *lines[first:]])
 
 
+def side_by_side(parts: Sequence[tuple[str, tuple[int, int], dict[str, int]]]) -> str:
+    """Return a kernel that does the work of several, each in programs of its own; its arguments are those of each, one after the other.
+
+    Args:
+        parts: For each kernel its text, its grid, and its compile-time constants, which come last among its arguments.
+    """
+    texts, lines, names, begin = [], ["pid = tl.program_id(0)"], [], 0
+    for index, (source, (columns, rows), constants) in enumerate(parts):
+        head, _, body = source.partition("\n")
+        arguments = [name.split(":")[0].strip() for name in head[head.index("(") + 1 : head.rindex(")")].split(",")]
+        body = body.replace("tl.program_id(0)", "column").replace("tl.program_id(1)", "row")
+        texts.append(f"@triton.jit\ndef part{index}(column, row, {head[head.index('(') + 1 :]}\n{body}\n")
+        tensors = [f"{name}{index}" for name in arguments[: len(arguments) - len(constants)]]
+        names += tensors
+        given = ", ".join((*tensors, *map(str, constants.values())))
+        lines += [
+            f"{'el' if index else ''}if pid < {begin + columns * rows}:",
+            f"    part{index}((pid - {begin}) % {columns}, (pid - {begin}) // {columns}, {given})",
+        ]
+        begin += columns * rows
+    return "".join(texts) + text(names, lines)
+
+
 def is_wide(refs: Sequence[Ref]) -> bool:
     """Return whether offsets into these tensors need 64 bits."""
     return any(ref.offset + sum((size - 1) * stride for size, stride in zip(ref.shape, ref.strides)) > INT32_LIMIT for ref in refs)
