@@ -45,6 +45,9 @@ _SCALAR_KINDS: dict[Callable[..., Any], str] = {
     torch.ops.aten.sym_size.int: "aten::size",
 }
 
+_OF_BOOLS = {"aten::add": "aten::logical_or", "aten::mul": "aten::logical_and"}
+"""What operators compute where both operands are bool."""
+
 
 def to_function(gm: fx.GraphModule) -> torch_compat.Function:
     """Return a TorchScript function that computes what `gm` does; its results are a tuple, or the value itself if there is one.
@@ -248,11 +251,31 @@ class _Writer:
             else:
                 raise ExportError(f"{node.name} = {target} lacks its argument {argument.name!r}{specs.where(node)}")
             arguments.append(self._argument(item, argument.type))
-        results = self.emit(schema.name, arguments, [result.type for result in schema.returns])
+        name = self._keep_tensor(node, arguments) if target in torch_compat.TAKES_NUMBERS else schema.name
+        results = self.emit(name, arguments, [result.type for result in schema.returns])
         if len(results) == 1:
             self.values[node] = results[0]
         else:
             self._parts[node] = results
+
+    def _keep_tensor(self, node: fx.Node, arguments: list[torch_compat.Value]) -> str:
+        """Have a 0-d constant that torch's executor takes for a number count as a tensor all the same; return what to call."""
+        first, second = node.args[:2]
+        name = str(node.target._schema.name)  # type: ignore[union-attr]
+        if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or second.op != "get_attr" or specs.tensor_of(second).dim():
+            return name
+        constant, other = torch_compat.constant_of(arguments[1]), specs.tensor_of(first)
+        dtype = torch.result_type(other, constant)
+        if constant.dtype == torch.bool:  # the executor fails on such a number
+            if dtype == torch.bool and name in _OF_BOOLS:
+                del arguments[2:]
+                return _OF_BOOLS[name]
+            arguments[1] = self._constant(int(constant))
+        elif torch.result_type(other, constant.item()) == dtype:
+            return name
+        rest = [self._constant(item) for item in (dtype, False, False, None)]
+        arguments[0] = self.emit("aten::to", [arguments[0], *rest], [torch._C.TensorType.get()])[0]
+        return name
 
     def _write_getitem(self, node: fx.Node) -> None:
         source, index = node.args

@@ -13,6 +13,7 @@ from tiacc.graph import torch_compat
 from tiacc.graph.aliases import usual
 from tiacc.graph.knowledge import Facts
 from tiacc.graph.number_importer import NumberImporter
+from tiacc.graph.number_operands import as_numbers, taken_for_numbers
 from tiacc.graph.region_builder import UNKNOWN, NumberTensor, RegionBuilder, has_tensors
 from tiacc.graph.regions import UNINITIALISED
 from tiacc.graph.storage import CannotImportError, NeedsGuardError, TensorRef, overlaps, part_of, pieces, view_of, whole
@@ -145,14 +146,14 @@ class NodeImporter(NumberImporter):
 
     def _import_operator(self, node: torch_compat.Node) -> list[Any]:
         kind = node.kind()
-        args = [self.builder.read(value) for value in torch_compat.inputs_of(node)]
+        args = taken_for_numbers(node, [self.builder.read(value) for value in torch_compat.inputs_of(node)], self.builder)
         number = self._import_scalar(node, kind, args)
         if number is not UNKNOWN:
             return [number]
         overload = torch_compat.overload_of(node)
         if overload is None:
             raise CannotImportError("it is not an operator that the importer knows")
-        overload = usual(overload)
+        overload, args = as_numbers(usual(overload), args, self.builder)
         if overload is aten.repeat_interleave.self_Tensor:
             repeats = args[1].number if isinstance(args[1], NumberTensor) else self._number_behind(args[1])
             if not isinstance(repeats, TensorRef):  # one number for all
@@ -224,6 +225,8 @@ class NodeImporter(NumberImporter):
             raise CannotImportError("it reads a part of the memory that it writes into")
         before = target.read(self.builder.call)
         twin = torch_compat.functional_twin(overload)
+        if twin is not None:
+            twin, args = as_numbers(usual(twin), args, self.builder)
         lowered = [before, *(self.builder.lower(arg) for arg in args[1:])]
         if overload is aten.copy_.default:
             new = self.builder.call(aten.clone.default, self._fit(lowered[1], before))
@@ -231,7 +234,7 @@ class NodeImporter(NumberImporter):
             raise CannotImportError("it writes in place and has no functional form")
         else:
             positional, keywords = torch_compat.bind(twin, lowered)
-            new = self.builder.call(usual(twin), *positional, **keywords)
+            new = self.builder.call(twin, *positional, **keywords)
             if not torch.can_cast(new.meta["val"].dtype, before.meta["val"].dtype):
                 raise CannotImportError("the dtype of its result cannot be written into its input")
         self.builder.note_write(target.storage)

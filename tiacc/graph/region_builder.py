@@ -84,7 +84,7 @@ class RegionBuilder:
             item = specs.fake_tensor(self.knowledge.mode, self.knowledge.observed[name], self.knowledge.symbols)
         if isinstance(item, torch.Tensor):
             is_external = torch_compat.is_fake(item)
-            item = whole(self._placeholder(value, item), is_external=True) if is_external else self._constant(item, value)
+            item = whole(self._placeholder(value, item), is_external=True) if is_external else self.constant(item, _identifier(value))
         elif isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             item = self._placeholder(value, item)
         elif isinstance(item, (list, tuple, dict)):
@@ -98,7 +98,7 @@ class RegionBuilder:
             raise CannotImportError("one of its inputs is a container in which something is not known before the model runs")
         if isinstance(item, torch.Tensor):
             if not torch_compat.is_fake(item):
-                return self._constant(item, value)
+                return self.constant(item, _identifier(value))
             return whole(self._placeholder(value, item, path), is_external=True)
         if isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             return self._placeholder(value, item, path)
@@ -119,8 +119,8 @@ class RegionBuilder:
         self._inputs[node] = RegionInput(value, path)
         return node
 
-    def _constant(self, tensor: torch.Tensor, value: torch_compat.Value) -> TensorRef:
-        name = _identifier(value)
+    def constant(self, tensor: torch.Tensor, name: str) -> TensorRef:
+        """Return the ref of a constant, under a name like `name`."""
         while hasattr(self._constants, name):
             name += "_"
         self._constants.register_buffer(name, tensor)

@@ -3,6 +3,7 @@
 from tiacc.graph.torch_compat.devices import current_stream as current_stream
 from tiacc.graph.torch_compat.devices import recorded as recorded
 from tiacc.graph.torch_compat.memory import Aliases as Aliases
+from tiacc.graph.torch_compat.operators import TAKES_NUMBERS as TAKES_NUMBERS
 from tiacc.graph.torch_compat.operators import Parameter as Parameter
 from tiacc.graph.torch_compat.operators import bind as bind
 from tiacc.graph.torch_compat.operators import dtype_number as dtype_number
@@ -32,6 +33,7 @@ from tiacc.graph.torch_compat.scripts import function_of as function_of
 from tiacc.graph.torch_compat.scripts import hold_values as hold_values
 from tiacc.graph.torch_compat.scripts import inputs_of as inputs_of
 from tiacc.graph.torch_compat.scripts import insert_behind as insert_behind
+from tiacc.graph.torch_compat.scripts import is_literal as is_literal
 from tiacc.graph.torch_compat.scripts import keeps_state as keeps_state
 from tiacc.graph.torch_compat.scripts import lint as lint
 from tiacc.graph.torch_compat.scripts import modules_of as modules_of

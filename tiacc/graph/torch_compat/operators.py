@@ -15,6 +15,12 @@ from tiacc.graph.torch_compat.symbols import inference
 
 _TAKES_DTYPE, _TAKES_MEMORY_FORMAT, _TAKES_LAYOUT = "ScalarType", "MemoryFormat", "Layout"
 
+TAKES_NUMBERS = frozenset(getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div"))
+"""The operators whose second operand torch's executor takes for a number where it is a 0-d constant of the code, whatever its type.
+
+Source: torch/csrc/jit/passes/canonicalize_graph_fuser_ops.cpp.
+"""
+
 _DTYPE_NAMES = """
     uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool qint8 quint8 qint32 bfloat16
     quint4x2 quint2x4 bits1x8 bits2x4 bits4x2 bits8 bits16 float8_e5m2 float8_e4m3fn float8_e5m2fnuz float8_e4m3fnuz

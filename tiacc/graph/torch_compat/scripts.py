@@ -169,6 +169,11 @@ def constant_of(value: Value) -> Any:
     return item.detach() if isinstance(item, torch.Tensor) else item
 
 
+def is_literal(value: Value) -> bool:
+    """Return whether a value is a constant of the code, and no attribute of the module that became one when it was frozen."""
+    return value.node().kind() == "prim::Constant" and not value.debugName().startswith("self.")
+
+
 def splice_branch(node: Node, taken: int) -> list[Node]:
     """Replace a ``prim::If`` by the nodes of one of its blocks; return these in order."""
     block = blocks_of(node)[taken]
