@@ -60,7 +60,7 @@ def test_a_clear_difference_takes_two_calls_of_each(monkeypatch: pytest.MonkeyPa
     report, order = timed(monkeypatch, {0: 20.0, 1: 10.0})
     assert order == [1, 1, 0, 0, 0, 1, 1]
     assert report.baseline_latency.runs == report.optimized_latency.runs == 2
-    assert report.speedup == pytest.approx(2, rel=0.01) and 0 < report.baseline_latency.doubt < 0.01
+    assert report.speedup == pytest.approx(2, rel=0.01) and 0.1 < report.baseline_latency.doubt < 0.2
 
 
 @pytest.mark.parametrize(("faster", "options", "least"), [(1.02, {}, 40), (1.3, {}, 3), (2.0, {"require_speedup": 1.95}, 40)])

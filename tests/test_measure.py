@@ -182,17 +182,18 @@ def test_a_measurement_ends_when_it_is_enough(clock: Any) -> None:
     assert [latency.runs for latency in found] == [9, 9]
 
 
+@pytest.mark.parametrize("noise", [0.03, 0.1])
 @pytest.mark.parametrize(("models", "count"), [(1, 2), (1, 5), (2, 2), (2, 3), (2, 5), (3, 4)])
-def test_few_calls_know_how_little_they_tell(models: int, count: int) -> None:
-    """The median is within the doubt in about 19 measurements of 20, whatever the number of calls; half their range holds it far less."""
+def test_few_calls_know_how_little_they_tell(models: int, count: int, noise: float) -> None:
+    """The median is within the doubt in about 19 measurements of 20 or more, and within half the range of few calls far less often."""
     generator = torch.Generator().manual_seed(count)
-    trials = 2000
+    trials = 1000
     within = ranges = 0
-    for noise in torch.randn(trials, models, count, generator=generator).mul(0.3).add(10).tolist():
-        latency = measure._summaries(noise)[0]
-        within += abs(latency.p50_ms - 10) <= latency.doubt * latency.p50_ms
-        ranges += abs(latency.p50_ms - 10) <= (max(noise[0]) - min(noise[0])) / 2
-    assert 0.92 < within / trials < 0.97
+    for times in torch.randn(trials, models, count, generator=generator).mul(noise).add(1).tolist():
+        latency = measure._summaries(times)[0]
+        within += abs(latency.p50_ms - 1) <= latency.doubt * latency.p50_ms
+        ranges += abs(latency.p50_ms - 1) <= (max(times[0]) - min(times[0])) / 2
+    assert within / trials > 0.92
     assert count == 5 or ranges / trials < 0.9
 
 

@@ -29,8 +29,12 @@ STABLE_SPREAD = 0.01
 FEW_CALLS = 6
 """The range of fewer calls holds the median of all in less than 19 cases of 20."""
 
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31)
-"""Within how many standard errors a mean is in 19 cases of 20, by degrees of freedom from 1 on. Source: Student's t-distribution."""
+USUAL_SPREAD, USUAL_COUNT = 0.1, 2
+"""What calls of a model on a machine that does other things vary by, as a part, and how many observations that is taken for: calls so few
+may be alike by chance."""
+
+STUDENT = {3: 3.18, 4: 2.78, 6: 2.45, 8: 2.31, 10: 2.23, 12: 2.18, 14: 2.14}
+"""Within how many standard errors a mean is in 19 cases of 20, by degrees of freedom. Source: Student's t-distribution."""
 
 FIRST_MARGIN, CLEAR_MARGIN = 0.75, 0.1
 """How far the ratio of two latencies must be from what it is held against to be clear at once, as a part: the first over the number of
@@ -325,11 +329,12 @@ def _doubt_of_few(times: Sequence[Sequence[float]]) -> float:
     They were called in turn, so that what disturbs them is the same part of each: their variances are pooled.
     """
     count = len(times[0])
-    freedom = len(times) * (count - 1)
-    if not freedom:
-        return math.inf
-    pooled = statistics.fmean(statistics.variance(values) / max(statistics.fmean(values), 1e-12) ** 2 for values in times)
-    return STUDENT[min(freedom, len(STUDENT)) - 1] * math.sqrt(pooled / count)
+    told = [values for values in times if count > 1 and any(values)]
+    squares = sum((count - 1) * statistics.variance(values) / statistics.fmean(values) ** 2 for values in told)
+    freedom = USUAL_COUNT + len(times) * (count - 1)
+    spread = math.sqrt((USUAL_COUNT * USUAL_SPREAD**2 + squares) / freedom)
+    within = next((within for known, within in reversed(STUDENT.items()) if known <= freedom), math.inf)
+    return within * spread / math.sqrt(count)
 
 
 def is_told(slower: Latency, faster: Latency, ratio: float) -> bool:
