@@ -44,10 +44,10 @@ def test_a_value_that_two_read_is_stored() -> None:
 def test_of_two_convolutions_that_are_added_one_takes_the_other() -> None:
     sketch = Sketch()
     x = sketch.input("x", 2, 8, 5, 5)
-    first, second = (sketch.constant(f"w{i}", torch.randn(4, 8, 1, 1)) for i in (1, 2))
+    first, second = (sketch.constant(f"w{i}", torch.randn(4, 8, 3, 3)) for i in (1, 2))
     total = sketch.call(aten.add.Tensor, sketch.call(aten.conv2d.default, x, first), sketch.call(aten.conv2d.default, x, second))
     gm = sketch.output(total)
-    assert titles(gm) == ["conv1x1", "conv1x1+add"]
+    assert titles(gm) == ["conv3x3", "conv3x3+add"]
     check(gm)
 
 
