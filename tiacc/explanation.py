@@ -94,16 +94,16 @@ class Explanation:
             row = {"index": item.region.index, "path": item.region.path, "operators": _operators(item.graph)}
             regions.append({**row, "relies_on_seen_types": bool(item.region.guard)})
             owner = {node: segment.index for segment in item.partition.segments for node in segment.nodes}
-            for segment, sub in zip(item.partition.segments, stitch.extract(item.graph, item.partition)):
+            for segment, border in zip(item.partition.segments, stitch.borders(item.graph, item.partition, item.partition.segments)):
                 segments.append(
                     ExplainedSegment(
                         segment.index,
                         item.region.index,
                         segment.backend,
-                        _operators(sub.graph),
-                        tuple(str(specs.spec_of(specs.tensor_of(node))) for node in sub.inputs),
-                        tuple(str(specs.spec_of(specs.tensor_of(node))) for node in sub.outputs),
-                        sub.border_bytes,
+                        len(segment.nodes),
+                        tuple(str(specs.spec_of(specs.tensor_of(node))) for node in border.inputs),
+                        tuple(str(specs.spec_of(specs.tensor_of(node))) for node in border.outputs),
+                        border.border_bytes,
                     )
                 )
             for found in item.partition.rejections:

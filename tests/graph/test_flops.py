@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import pytest
 import torch
 
 from tests.helpers import Dim, Sketch
+from tiacc.graph import specs, torch_compat
 from tiacc.graph.flops import elements_of, flops_of
 
 aten = torch.ops.aten
@@ -50,7 +52,27 @@ def test_all_else_is_an_operation_for_each_element_at_the_usual_size() -> None:
     assert elements_of(parts) == 24 and flops_of(x) == 0
 
 
-def sketch_parts(sketch: Sketch, parts: Any) -> list[Any]:
-    import operator
+def test_products_that_take_a_number_which_varies_with_the_sizes() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 1, 2, Dim("n", 1, 7, 9), 8)
+    scale = sketch.call(operator.truediv, 1, sketch.call(aten.sym_size.int, x, 2))
+    attended = sketch.call(aten.scaled_dot_product_attention.default, x, x, x, scale=scale)
+    rows = sketch.call(aten.addmm.default, sketch.input("y", 6), sketch.input("a", 4, 5), sketch.input("b", 5, 6), alpha=scale)
+    sketch.output(attended, rows)
+    assert flops_of(attended) == 2 * 2 * (2 * 7 * 7 * 8)
+    assert flops_of(rows) == 2 * 4 * 5 * 6
 
+
+def test_asking_does_not_fix_a_size() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", Dim("n", 1, 7, 9), 5)
+    number = sketch.call(operator.truediv, sketch.call(aten.sym_size.int, x, 0), 2)
+    filled = sketch.call(aten.full.default, [4], number, dtype=torch.float32)
+    mode = specs.fake_mode_of(sketch.output(filled))
+    torch_compat.forget_guards(mode)
+    assert flops_of(filled) == 4
+    assert mode.shape_env is not None and not mode.shape_env.guards
+
+
+def sketch_parts(sketch: Sketch, parts: Any) -> list[Any]:
     return [sketch.call(operator.getitem, parts, place) for place in range(2)]

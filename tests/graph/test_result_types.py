@@ -116,12 +116,44 @@ def test_the_same_types_are_inferred_once_and_others_anew() -> None:
     assert times_inferred(lambda x: torch.max(x, 1)[0], mode, (x,), (y,)) == 1
 
 
-def test_views_sizes_that_vary_and_what_is_no_plain_tensor_are_inferred_each_time() -> None:
+def test_what_types_do_not_tell_is_inferred_each_time() -> None:
     mode, (x, varying, complex_) = fakes(((2, 3), torch.float32), ((Dim("n", 1, 3, 8), 3), torch.float32), ((2, 3), torch.complex64))
-    assert times_inferred(lambda x: x.t(), mode, (x,), (x,)) == 2
     assert times_inferred(lambda x: x, mode, (x,), (x,)) == 2
-    assert times_inferred(lambda x: [x.relu(), x], mode, (x,), (x,)) == 2
-    assert times_inferred(lambda x: x.relu()[:1], mode, (x,), (x,)) == 2  # a part of its memory
+    assert times_inferred(lambda x: x.relu()[:1], mode, (x,), (x,)) == 2  # a part of new memory
+    assert times_inferred(lambda x: list(x.relu().split(1)), mode, (x,), (x,)) == 2  # which they share
     assert times_inferred(torch.relu, mode, (varying,), (varying,)) == 2
     assert times_inferred(torch.conj, mode, (complex_,), (complex_,)) == 2
     assert times_inferred(torch.relu, mode, (torch.ones(2),)) == 1
+
+
+def test_a_view_is_one_of_the_argument_that_it_was_one_of() -> None:
+    mode, (x, y, z) = fakes(*[((2, 3), torch.float32)] * 3)
+    assert times_inferred(lambda x: x.t(), mode, (x,), (y,)) == 1
+    types = ResultTypes()
+    with mode:
+        calls = [(x, y), (y, z), (z, z), (x, y)]
+        found = [types.call(mode, "second", call, {}, lambda call=call: call[1][1:]) for call in calls]
+    assert [[torch_compat.shares_memory(view, one) for one in (x, y, z)] for view in found] == [
+        [False, True, False],
+        [False, False, True],
+        [False, False, True],
+        [False, True, False],
+    ]
+    assert {(view.shape, view.storage_offset()) for view in found} == {((2 - 1, 3), 3)}
+
+
+def test_a_view_of_one_of_two_that_share_memory_is_not_remembered() -> None:
+    """It is not seen of which."""
+    mode, (x, y) = fakes(((3, 3), torch.float32), ((3, 3), torch.float32))
+    types = ResultTypes()
+    with mode:
+        types.call(mode, "second", (x, x), {}, lambda: x[1:])
+        found = types.call(mode, "second", (x, y), {}, lambda: y[1:])
+    assert torch_compat.shares_memory(found, y) and not torch_compat.shares_memory(found, x)
+
+
+def test_where_a_tensor_begins_in_its_memory_counts() -> None:
+    mode, (x,) = fakes(((4, 3), torch.float32))
+    with mode:
+        parts = [x[:2], x[2:]]
+    assert times_inferred(lambda x: x[1:], mode, *((part,) for part in (*parts, *parts))) == 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -44,13 +45,25 @@ def flops_of(node: fx.Node) -> int:
         return 0
     if node.target in _RECURRENT:
         return _of_recurrent(node)
+    return _counted(node.target, _form(node.args), _form(node.kwargs)) or elements_of(node)
+
+
+class _Tensor(NamedTuple):
+    """What stands for a tensor among arguments."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@lru_cache(maxsize=4096)  # a deep model has the same layers over and over
+def _counted(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> int:
+    """Return what torch counts of a call of an operator on tensors without data; 0 where it counts nothing."""
     try:
         with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
-            node.target(*_on_meta(node.args), **_on_meta(node.kwargs))
-        counted = int(counter.get_total_flops())
+            target(*_on_meta(args), **{name: _on_meta(value) for name, value in kwargs})
+        return int(counter.get_total_flops())
     except Exception:  # noqa: BLE001 - an operator need not have a kernel without data
-        counted = 0
-    return counted or elements_of(node)
+        return 0
 
 
 def elements_of(node: fx.Node) -> int:
@@ -67,22 +80,24 @@ def _of_recurrent(node: fx.Node) -> int:
     return 2 * steps * sum(elements_of(weight) for weight in bound["params"] if weight.meta["val"].ndim == 2)
 
 
-def _on_meta(value: Any) -> Any:
-    """Return arguments without data and of known sizes in place of the nodes in `value`."""
-
-    def stand_in(node: fx.Node) -> Any:
-        known = node.meta["val"]
-        if isinstance(known, (list, tuple)):
-            return type(known)(map(_stand_in, known))
-        return _stand_in(known)
-
-    return fx.map_arg(value, stand_in)
-
-
-def _stand_in(value: Any) -> Any:
+def _form(value: Any) -> Any:
+    """Return arguments of a node in a form that is equal for equal ones; sizes that vary are those to be fastest at."""
+    if isinstance(value, fx.Node):
+        return _form(value.meta["val"])
     if isinstance(value, torch.Tensor):
-        return torch.empty(_sizes(value), dtype=value.dtype, device="meta")
-    return torch_compat.symbol_bounds(value).opt if isinstance(value, torch.SymInt) else value
+        return _Tensor(_sizes(value), value.dtype)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_form, value))
+    if isinstance(value, dict):
+        return tuple((name, _form(item)) for name, item in value.items())
+    return torch_compat.usual_number(value) if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else value
+
+
+def _on_meta(form: Any) -> Any:
+    """Return arguments with a tensor without data for each that stands for one."""
+    if isinstance(form, _Tensor):
+        return torch.empty(form.shape, dtype=form.dtype, device="meta")
+    return tuple(map(_on_meta, form)) if isinstance(form, tuple) else form
 
 
 def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -264,13 +264,12 @@ class RegionBuilder:
         if not any(node.op == "call_function" and not specs.is_scalar(node) for node in self._graph.nodes):
             self.release()
             return None
+        for node in self._graph.find_nodes(op="placeholder"):
+            if not node.users:
+                self._graph.erase_node(node)
         gm = fx.GraphModule(self._constants, self._graph)
         gm.meta["fake_mode"] = self.knowledge.mode
-        inputs = tuple(self._inputs[node] for node in self._graph.nodes if node.op == "placeholder" and node.users)
-        for node in gm.graph.nodes:
-            if node.op == "placeholder" and not node.users:
-                gm.graph.erase_node(node)
-        gm.recompile()
+        inputs = tuple(self._inputs[node] for node in gm.graph.find_nodes(op="placeholder"))
         guard = tuple(map(self._guard_of, gm.graph.find_nodes(op="placeholder"))) if self.is_guarded else ()
         return Region(index, gm, inputs, tuple(outputs), self.nodes, path, guard)
 
@@ -304,8 +303,7 @@ class RegionBuilder:
         if isinstance(item, TensorRef):
             return item.value
         if isinstance(item, NumberTensor):
-            with self.knowledge.mode:
-                return torch.empty((), dtype=item.dtype)
+            return torch_compat.fake_of(self.knowledge.mode, torch_compat.PlainType((), (), item.dtype, torch.device("cpu")))
         if isinstance(item, fx.Node):
             return item.meta["val"]
         if item is UNINITIALISED:

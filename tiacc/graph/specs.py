@@ -116,13 +116,18 @@ def result_of(mode: FakeTensorMode, node: fx.Node, value_of: Callable[[fx.Node],
     Raises:
         ImportGraphError: As `infer`.
     """
-    args, kwargs = fx.map_arg(node.args, value_of), fx.map_arg(node.kwargs, value_of)
+    args: Any = fx.map_arg(node.args, value_of)
+    kwargs: Any = fx.map_arg(node.kwargs, value_of)
 
     def infer_anew() -> Any:
         with torch_compat.inference(mode):
             return SHAPE_RULES.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
 
     try:
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        if node.target in SCALAR_FUNCTIONS:
+            return infer_anew()
         return _known_types(mode).call(mode, node.target, args, kwargs, infer_anew)
     except Exception as error:  # operators raise RuntimeError, TypeError, IndexError and others
         raise ImportGraphError(

@@ -6,6 +6,7 @@ that is not given is inferred when the pass is done. No weight is ever written i
 
 from __future__ import annotations
 
+import itertools
 import operator
 import re
 from collections.abc import Iterable, Sequence
@@ -66,16 +67,23 @@ def add_constant(anchor: fx.Node, name: str, tensor: torch.Tensor, *, val: torch
     gm = anchor.graph.owning_module
     if gm is None:
         raise ValueError(f"the graph of {anchor.name} belongs to no module, so it cannot have constants")
-    stem = re.sub(r"\W", "_", name)
-    free, count = stem, 0
-    while hasattr(gm, free):
-        count += 1
-        free = f"{stem}_{count}"
+    free = _free_name(gm, re.sub(r"\W", "_", name))
     gm.register_buffer(free, tensor.detach())
     with anchor.graph.inserting_before(anchor):
         node = anchor.graph.get_attr(free)
     node.meta["val"] = torch_compat.fake_constant(specs.fake_mode_of(gm), tensor) if val is None else val
     return node
+
+
+def _free_name(gm: fx.GraphModule, stem: str) -> str:
+    """Return `stem`, or the first of ``stem_1``, ``stem_2``… that was never taken: a weight of many layers gives many new ones."""
+    taken: dict[str, int] = gm.meta.setdefault("names_taken", {})
+    for count in itertools.count(taken.get(stem, 0)):
+        name = f"{stem}_{count}" if count else stem
+        if not hasattr(gm, name):
+            taken[stem] = count + 1
+            return name
+    raise AssertionError("unreachable")
 
 
 def add_call(
@@ -127,11 +135,15 @@ def is_pure(node: fx.Node) -> bool:
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
         return node.target is operator.getitem or node.target in specs.SCALAR_FUNCTIONS
-    bound = arguments.bound(node)
+    if torch_compat.has_effect(node.target):
+        return False
     switch = WRITES_STATISTICS_IF.get(node.target)
+    if switch is None and not torch_compat.may_be_random(node.target):
+        return True
+    bound = arguments.bound(node)
     if switch is not None and bound[switch] and bound["running_mean"] is not None:
         return False
-    return not torch_compat.has_effect(node.target) and not torch_compat.is_random(node.target, list(bound.values()))
+    return not torch_compat.is_random(node.target, list(bound.values()))
 
 
 def same_type(first: Any, second: Any) -> bool:

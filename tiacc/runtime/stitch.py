@@ -16,16 +16,14 @@ from tiacc.graph import specs
 
 
 @dataclass(frozen=True)
-class Subgraph:
-    """A segment as a graph of its own.
+class Border:
+    """What a segment shares with the rest of its graph.
 
     Attributes:
-        graph: What a backend builds from; each constant is held by it.
-        inputs: The nodes of the whole graph that its placeholders stand for.
-        outputs: The nodes of the whole graph that it computes for others.
+        inputs: The nodes before it whose values it reads, constants and sizes excepted.
+        outputs: The nodes in it whose values others read.
     """
 
-    graph: fx.GraphModule
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
 
@@ -34,6 +32,17 @@ class Subgraph:
         """The size of its inputs and outputs together, at the usual sizes of dimensions that vary."""
         values = [specs.tensor_of(node) for node in (*self.inputs, *self.outputs)]
         return sum(math.prod(specs.spec_of(value).sizes()) * value.element_size() for value in values)
+
+
+@dataclass(frozen=True)
+class Subgraph(Border):
+    """A segment as a graph of its own, with a placeholder for each input.
+
+    Attributes:
+        graph: What a backend builds from; each constant is held by it.
+    """
+
+    graph: fx.GraphModule
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,30 @@ def extract(gm: fx.GraphModule, partition: Partition, segments: Sequence[Segment
         partition: The proposal.
         segments: Those to copy; all of them unless given.
     """
-    inside: dict[fx.Node, int] = {node: segment.index for segment in partition.segments for node in segment.nodes}
-    needed = _needed_elsewhere(gm, partition, inside)
     chosen = partition.segments if segments is None else segments
-    return [_extract(gm, segment, inside, needed) for segment in chosen]
+    return [_extract(gm, segment, border) for segment, border in zip(chosen, borders(gm, partition, chosen))]
+
+
+def borders(gm: fx.GraphModule, partition: Partition, segments: Sequence[Segment]) -> list[Border]:
+    """Return the borders of segments of a partition of `gm`."""
+    inside = {node: segment.index for segment in partition.segments for node in segment.nodes}
+    needed = _needed_elsewhere(gm, partition, inside)
+    found = []
+    for segment in segments:
+        inputs = tuple(node for node in _read(_body(segment)) if node.op != "get_attr")
+        found.append(Border(inputs, tuple(node for node in segment.nodes if node in needed)))
+    return found
+
+
+def _body(segment: Segment) -> list[fx.Node]:
+    """Return the nodes of a segment, and the arithmetic on sizes that they need, in order."""
+    return sorted((*numbers_of(segment.nodes), *segment.nodes))
+
+
+def _read(body: list[fx.Node]) -> list[fx.Node]:
+    """Return the nodes, none of `body`, that it reads, each once and in the order in which it does."""
+    own = set(body)
+    return list(dict.fromkeys(before for node in body for before in node.all_input_nodes if before not in own))
 
 
 def _needed_elsewhere(gm: fx.GraphModule, partition: Partition, inside: dict[fx.Node, int]) -> set[fx.Node]:
@@ -82,31 +111,25 @@ def _needed_elsewhere(gm: fx.GraphModule, partition: Partition, inside: dict[fx.
     return needed
 
 
-def _extract(gm: fx.GraphModule, segment: Segment, inside: dict[fx.Node, int], needed: set[fx.Node]) -> Subgraph:
+def _extract(gm: fx.GraphModule, segment: Segment, border: Border) -> Subgraph:
     graph = fx.Graph()
     root = torch.nn.Module()
     copies: dict[fx.Node, fx.Node] = {}
-    inputs: list[fx.Node] = []
-    outputs = [node for node in segment.nodes if node in needed]
-    body = sorted((*numbers_of(segment.nodes), *segment.nodes))
-    for node in body:
-        for before in node.all_input_nodes:
-            if before in copies or inside.get(before) == segment.index or specs.is_scalar(before):
-                continue
-            if before.op == "get_attr":
-                name = str(before.target).replace(".", "_")
-                root.register_buffer(name, specs.fetch_attr(gm, str(before.target)))
-                copies[before] = graph.get_attr(name)
-            else:
-                copies[before] = graph.placeholder(before.name)
-                inputs.append(before)
-            copies[before].meta = dict(before.meta)
+    body = _body(segment)
+    for node in _read(body):
+        if node.op == "get_attr":
+            name = str(node.target).replace(".", "_")
+            root.register_buffer(name, specs.fetch_attr(gm, str(node.target)))
+            copies[node] = graph.get_attr(name)
+        else:
+            copies[node] = graph.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
     for node in body:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(tuple(copies[node] for node in outputs))
+    graph.output(tuple(copies[node] for node in border.outputs))
     subgraph = fx.GraphModule(root, graph)
     subgraph.meta["fake_mode"] = specs.fake_mode_of(gm)
-    return Subgraph(subgraph, tuple(inputs), tuple(outputs))
+    return Subgraph(border.inputs, border.outputs, subgraph)
 
 
 def stitch(gm: fx.GraphModule, partition: Partition, engines: dict[int, StitchedEngine]) -> fx.GraphModule:

@@ -130,9 +130,14 @@ def _complaint_on_tensors(call: Call, rule: Rule) -> str:
             return f"{name} is {_name(tensor.dtype)}{_why_not(tensor.dtype)}"
         if tensor.dim() > rule.ranks:
             return f"{name} has {tensor.dim()} dimensions, more than {rule.ranks}"
-        if any((size.min if isinstance(size, specs.Dim) else size) == 0 for size in specs.spec_of(tensor).shape):
+        if any(_least(size) == 0 for size in tensor.shape):
             return f"{name} may be empty"
     return ""
+
+
+def _least(size: int | torch.SymInt) -> int:
+    dim = specs.dim_of(size)
+    return dim.min if isinstance(dim, specs.Dim) else dim
 
 
 def _dtypes_of(name: str, rule: Rule) -> frozenset[torch.dtype]:
@@ -169,6 +174,8 @@ def integer_complaint(node: fx.Node, analysis: bounds.Analysis) -> str:
     """Return why the integers that a node computes with may come out wrong, or an empty string."""
     from tiacc.backends.openvino.table import TABLE
 
+    if not any(map(_holds_integers, (node, *node.all_input_nodes))):
+        return ""
     rule = TABLE.get(name_of(node))
     if rule is None or node.target is operator.getitem:
         return ""

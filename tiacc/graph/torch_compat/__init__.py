@@ -12,6 +12,7 @@ from tiacc.graph.torch_compat.operators import has_effect as has_effect
 from tiacc.graph.torch_compat.operators import is_random as is_random
 from tiacc.graph.torch_compat.operators import makes_tensors as makes_tensors
 from tiacc.graph.torch_compat.operators import may_alias as may_alias
+from tiacc.graph.torch_compat.operators import may_be_random as may_be_random
 from tiacc.graph.torch_compat.operators import memory_format_number as memory_format_number
 from tiacc.graph.torch_compat.operators import overload_of as overload_of
 from tiacc.graph.torch_compat.operators import parameters as parameters
@@ -58,7 +59,7 @@ from tiacc.graph.torch_compat.symbols import evaluate_size as evaluate_size
 from tiacc.graph.torch_compat.symbols import fake_as as fake_as
 from tiacc.graph.torch_compat.symbols import fake_constant as fake_constant
 from tiacc.graph.torch_compat.symbols import fake_of as fake_of
-from tiacc.graph.torch_compat.symbols import fills_its_memory as fills_its_memory
+from tiacc.graph.torch_compat.symbols import fake_view as fake_view
 from tiacc.graph.torch_compat.symbols import fixed_symbols as fixed_symbols
 from tiacc.graph.torch_compat.symbols import fixed_symbols_of as fixed_symbols_of
 from tiacc.graph.torch_compat.symbols import forget_guards as forget_guards
@@ -74,4 +75,5 @@ from tiacc.graph.torch_compat.symbols import same_size as same_size
 from tiacc.graph.torch_compat.symbols import sample_sizes as sample_sizes
 from tiacc.graph.torch_compat.symbols import size_range as size_range
 from tiacc.graph.torch_compat.symbols import symbol_bounds as symbol_bounds
+from tiacc.graph.torch_compat.symbols import usual_number as usual_number
 from tiacc.graph.torch_compat.symbols import without_data as without_data

@@ -99,9 +99,15 @@ _RANDOM_IF = {
 """The operators that are tagged as random and are so only when this argument is not false or zero."""
 
 
+@lru_cache(maxsize=4096)
+def may_be_random(overload: torch._ops.OpOverload) -> bool:
+    """Return whether there are calls of an operator that draw random numbers."""
+    return torch.Tag.nondeterministic_seeded in overload.tags or overload._schema.name in _RANDOM_IF
+
+
 def is_random(overload: torch._ops.OpOverload, arguments: list[Any]) -> bool:
     """Return whether a call draws random numbers; dropout in evaluation mode does not."""
-    if torch.Tag.nondeterministic_seeded not in overload.tags and overload._schema.name not in _RANDOM_IF:
+    if not may_be_random(overload):
         return False
     switch = _RANDOM_IF.get(overload._schema.name)
     for argument, value in zip(overload._schema.arguments, arguments):
@@ -146,13 +152,18 @@ def bind(overload: torch._ops.OpOverload, values: list[Any]) -> tuple[tuple[Any,
     """
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
-    for argument, value in zip(overload._schema.arguments, values):
-        value = _named(value, str(argument.real_type))
+    for (argument, type_name), value in zip(_typed_arguments(overload), values):
+        value = _named(value, type_name)
         if not argument.kwarg_only:
             positional.append(value)
         elif not argument.has_default_value() or type(value) is not type(argument.default_value) or value != argument.default_value:
             keywords[argument.name] = value
     return tuple(positional), keywords
+
+
+@lru_cache(maxsize=4096)
+def _typed_arguments(overload: torch._ops.OpOverload) -> tuple[tuple[torch._C.Argument, str], ...]:
+    return tuple((argument, str(argument.real_type)) for argument in overload._schema.arguments)
 
 
 def _named(value: Any, type_name: str) -> Any:

@@ -77,9 +77,15 @@ def symbol_bounds(size: torch.SymInt) -> SymbolBounds:
     expression = node.expr
     bounds = bound_sympy(expression, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
     low, high = _size_limits(bounds)
-    opts = {symbol: declared.opt for symbol, declared in _declared(node.shape_env).items()}
-    opt = expression.subs(opts)
-    return SymbolBounds(str(expression), low, int(opt) if opt.is_number else int(node.hint), high)
+    return SymbolBounds(str(expression), low, int(usual_number(size)), high)
+
+
+def usual_number(number: torch.SymInt | torch.SymFloat | torch.SymBool) -> float:
+    """Return what a symbolic number is at the sizes to be fastest at; adds no guard."""
+    node: Any = number.node
+    found = node.expr.subs({symbol: declared.opt for symbol, declared in _declared(node.shape_env).items()})
+    value = node.hint if found.free_symbols else found
+    return float(value) if isinstance(number, torch.SymFloat) else int(bool(value)) if isinstance(number, torch.SymBool) else int(value)
 
 
 def _size_limits(bounds: Any) -> tuple[int, int]:
@@ -206,6 +212,9 @@ def fixed_symbols(env: ShapeEnv) -> dict[str, int]:
 
 def fake_constant(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
     """Return a fake tensor of the static shape, strides and dtype of a real one, without copying data."""
+    plain = _plain_type(tensor.detach())
+    if plain is not None and plain.fills_memory:  # as weights do
+        return fake_of(mode, plain)
     return mode.from_tensor(tensor.detach(), static_shapes=True)
 
 
@@ -215,32 +224,56 @@ def without_data(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
 
 
 class PlainType(NamedTuple):
-    """All there is to know of a fake tensor, where this is all."""
+    """All there is to know of a fake tensor, where this is all.
+
+    Attributes:
+        shape: Sizes in elements.
+        stride: Steps in elements.
+        dtype: The element type.
+        device: Where it would live.
+        offset: Where it begins in its memory, in elements.
+        memory_bytes: The size of that memory.
+    """
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    offset: int = 0
+    memory_bytes: int = 0
+
+    @property
+    def fills_memory(self) -> bool:
+        """Whether its memory begins with its first element and ends with its last."""
+        last = sum((size - 1) * step for size, step in zip(self.shape, self.stride)) if 0 not in self.shape else -1
+        return self.offset == 0 and self.memory_bytes == (last + 1) * self.dtype.itemsize
 
 
 def plain_type(tensor: torch.Tensor) -> PlainType | None:
     """Return the type of a fake tensor; None for a real one, one of symbolic sizes, and one that is more than its type tells."""
-    if not isinstance(tensor, FakeTensor) or tensor.constant is not None or tensor.layout != torch.strided:
+    return _plain_type(tensor) if isinstance(tensor, FakeTensor) and tensor.constant is None else None
+
+
+def _plain_type(tensor: torch.Tensor) -> PlainType | None:
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_complex():
         return None
-    found = PlainType(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
-    is_more = tensor.is_quantized or tensor.is_neg() or tensor.requires_grad or found.dtype.is_complex
-    return None if is_more or not all(type(number) is int for number in (*found.shape, *found.stride)) else found
-
-
-def fills_its_memory(tensor: torch.Tensor) -> bool:
-    """Return whether the memory of a tensor ends with its last element, and begins with its first."""
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else -1
-    return bool(tensor.storage_offset() == 0 and tensor.untyped_storage().nbytes() == (last + 1) * tensor.element_size())
+    shape, stride, offset, memory_bytes = tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.untyped_storage().nbytes()
+    is_symbolic = any(type(number) is not int for number in (*shape, *stride, offset, memory_bytes))
+    if is_symbolic or tensor.is_neg() or tensor.requires_grad:
+        return None
+    return PlainType(shape, stride, tensor.dtype, tensor.device, int(offset), memory_bytes)
 
 
 def fake_of(mode: FakeTensorMode, plain: PlainType) -> torch.Tensor:
-    """Return a new fake tensor of a type, many times faster than by an operator."""
+    """Return a new fake tensor that fills memory of its own, many times faster than by an operator."""
     return FakeTensor(mode, torch.empty_strided(plain.shape, plain.stride, dtype=plain.dtype, device="meta"), plain.device)
+
+
+def fake_view(mode: FakeTensorMode, plain: PlainType, base: torch.Tensor) -> torch.Tensor:
+    """Return a new fake tensor in the memory of another, many times faster than by an operator."""
+    elements = torch.empty(0, dtype=plain.dtype, device="meta")
+    elements.set_(base.untyped_storage(), plain.offset, plain.shape, plain.stride)
+    return FakeTensor(mode, elements, plain.device)
 
 
 def fake_as(mode: FakeTensorMode, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
