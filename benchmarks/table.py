@@ -146,6 +146,10 @@ def _costs(figures: dict[str, dict[str, Any]]) -> list[str]:
             rows.append(f"| a call of an engine through `tiacc::run_engine`, over the call itself | {item['overhead_us']:.1f} µs |")
         if "cpu_seconds" in item:
             rows.append(f"| all passes of level {item['level']} on a graph of 5,000 nodes | {item['cpu_seconds']:.2f} s of CPU time |")
+        if "explain_seconds" in item:
+            what = f"`explain` of 20,000 operators, {'a chain' if item['kind'] == 'chain' else 'layers'}, level {item['level']}"
+            seconds, ratio = item["explain_seconds"], item["explain_ratio"]
+            rows.append(f"| {what} | {seconds:.1f} s of CPU time, {ratio:.2f}× a time of 2,000 by operator |")
         if "manager_us_per_pass" in item:
             added = max(0.0, item["manager_us_per_pass"])
             rows.append(f"| running a pass without instruments, beside the pass itself | {added:.1f} µs a pass |")

@@ -15,7 +15,7 @@ from torch import fx
 from tiacc import measure, operators
 from tiacc.backends.base import BuildSpec
 from tiacc.backends.reference import ReferenceBackend
-from tiacc.graph import exporter, specs
+from tiacc.graph import exporter, specs, torch_compat
 from tiacc.graph.types import TensorSpec
 from tiacc.passes import pipelines
 from tiacc.passes.base import PassContext
@@ -154,7 +154,7 @@ def blocks(nodes: int) -> fx.GraphModule:
         x = graph.call_function(torch.ops.benchmarked.gate.default, (graph.call_function(aten.view.default, (y, [1, 4, 2, 2])),))
         index += 1
     graph.output((x,))
-    return specs.propagate(fx.GraphModule(root, graph), [TensorSpec((1, 4, 2, 2), torch.float32)])
+    return specs.propagate(torch_compat.graph_module(root, graph), [TensorSpec((1, 4, 2, 2), torch.float32)])
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -118,36 +117,6 @@ def test_several_instruments_are_called_in_order():
 
     PassManager((Swap("relu", "tanh"),))(graph(), PassContext(instruments=(Note("a"), Note("b"))))
     assert calls == [(name, when, "relu") for when in ("before", "after") for name in ("a", "b")]
-
-
-class Calls:
-    """Calls the graph as it is after each pass, and keeps what it gives."""
-
-    def __init__(self) -> None:
-        self.results: list[torch.Tensor] = []
-
-    def before(self, pass_, gm) -> None:
-        pass
-
-    def after(self, pass_, result, seconds) -> None:
-        self.results.append(result.graph(torch.ones(2, 4))[1])
-
-
-def test_the_code_of_a_graph_is_written_for_instruments_that_call_it_and_once_at_the_end(tmp_path, monkeypatch):
-    written = []
-    recompile = torch.fx.GraphModule.recompile
-    monkeypatch.setattr(torch.fx.GraphModule, "recompile", lambda self: written.append(self) or recompile(self))
-    reading = (TimingInstrument(), DumpInstrument(tmp_path), ChangeLogInstrument(), MemoryInstrument(), CompareInstrument(math.inf))
-    calls = Calls()
-    for instruments, times in (reading, 1), ((*reading, calls), 3):  # two passes change something
-        gm = graph()
-        written.clear()
-        PASSES(gm, PassContext(instruments=instruments))
-        assert len(written) == times
-    product = gm.layer_weight * torch.ones(2, 4)
-    expected = [(product * torch.ones(()).tanh()).tanh(), (product * torch.ones(()).exp()).exp()]
-    for found, wanted in zip(calls.results[::2], expected, strict=True):
-        torch.testing.assert_close(found, wanted)
 
 
 def test_graph_text_has_types_and_source_lines():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 
 from tests.helpers import Dim, Sketch, assert_untouched, assert_values_hold, copy_of, count_calls, random_inputs, run, state_of
 from tiacc.errors import InvalidArgumentError
-from tiacc.passes.base import PassContext
+from tiacc.graph.importer import import_module
+from tiacc.graph.specs import TensorSpec
+from tiacc.passes.base import Pass, PassContext, PassResult
 from tiacc.passes.cast_half import CastHalf
 from tiacc.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from tiacc.passes.eliminate_dead_code import EliminateDeadCode
@@ -302,3 +306,34 @@ def test_random_graphs_in_half_precision_keep_their_types_and_settle(program, ha
     assert_values_hold(gm)
     assert_untouched(state, tensors)
     assert manager(gm, PassContext()).changes == 0
+
+
+def test_the_code_of_an_imported_graph_is_written_when_it_is_called(monkeypatch):
+    """That takes as long as the passes."""
+    written = []
+    write = torch.fx.Graph.python_code
+    monkeypatch.setattr(torch.fx.Graph, "python_code", lambda self, *args, **kwargs: written.append(self) or write(self, *args, **kwargs))
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(), torch.nn.ReLU()).eval()
+    x = torch.randn(1, 3, 8, 8)
+    (region,) = import_module(torch.jit.trace(net, x), [TensorSpec((1, 3, 8, 8), torch.float32)]).regions
+    for pass_ in (pipeline(0, CPU), Scale(2.0), Scale(3.0)):
+        assert pass_(region.graph, PassContext(instruments=(TimingInstrument(),))).changes
+    assert not written
+    torch.testing.assert_close(region.graph(x)[0], net(x) * 6)
+    Scale(0.5)(region.graph)
+    torch.testing.assert_close(region.graph(x)[0], net(x) * 3)
+    assert len(written) == 2
+
+
+@dataclass(frozen=True)
+class Scale(Pass):
+    """Multiplies what a graph returns."""
+
+    name: ClassVar[str] = "test-scale"
+    factor: float
+
+    def apply(self, gm, ctx):
+        output = gm.graph.output_node()
+        with gm.graph.inserting_before(output):
+            output.args = (tuple(gm.graph.call_function(aten.mul.Tensor, (node, self.factor)) for node in output.args[0]),)
+        return PassResult(gm, 1)

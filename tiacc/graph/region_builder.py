@@ -267,7 +267,7 @@ class RegionBuilder:
         for node in self._graph.find_nodes(op="placeholder"):
             if not node.users:
                 self._graph.erase_node(node)
-        gm = fx.GraphModule(self._constants, self._graph)
+        gm = torch_compat.graph_module(self._constants, self._graph)
         gm.meta["fake_mode"] = self.knowledge.mode
         inputs = tuple(self._inputs[node] for node in gm.graph.find_nodes(op="placeholder"))
         guard = tuple(map(self._guard_of, gm.graph.find_nodes(op="placeholder"))) if self.is_guarded else ()

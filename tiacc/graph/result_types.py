@@ -6,6 +6,7 @@ types and numbers alone: of tensors whose sizes are numbers, and of results that
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class ResultTypes:
             kwargs: As `args`.
             infer: Makes the call.
         """
+        if function is operator.getitem:
+            return args[0][args[1]]
         given: list[torch.Tensor] = []
         try:
             key = function, _form(args, given), *((name, _form(value, given)) for name, value in kwargs.items())

@@ -15,6 +15,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tiacc.graph import torch_compat
+from tiacc.graph.result_types import ResultTypes
 from tiacc.graph.shape_rules import SHAPE_RULES
 
 
@@ -33,6 +34,7 @@ class SizeSamples:
         self._points = list(points)
         self._values: list[dict[fx.Node, Any]] = [{} for _ in self._points]
         self._sizes: dict[tuple[Any, int], int] = {}
+        self._types = ResultTypes()
 
     def contradiction(self, node: fx.Node) -> str | None:
         """Infer a call at each set of sizes; return how that differs from ``node.meta["val"]``, or None."""
@@ -52,8 +54,7 @@ class SizeSamples:
         """
         for index, point in reversed(list(enumerate(self._points))):
             try:
-                with self._mode, torch.no_grad():
-                    value = function(*self._concrete(args, index), **self._concrete(kwargs, index))
+                value = self._call(function, self._concrete(args, index), self._concrete(kwargs, index))
             except Exception:  # noqa: BLE001 - the model fails at these sizes, whatever it raises
                 del self._points[index], self._values[index]
                 self._sizes.clear()
@@ -65,6 +66,13 @@ class SizeSamples:
             if node is not None:
                 self._values[index][node] = value
         return None
+
+    def _call(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        def infer() -> Any:
+            with self._mode, torch.no_grad():
+                return function(*args, **kwargs)
+
+        return self._types.call(self._mode, function, args, kwargs, infer)
 
     def shares_as_promised(self, result: fx.Node, argument: fx.Node) -> bool:
         """Return whether a result shares the memory of an argument at every set of sizes, or at none, as their symbolic forms say."""

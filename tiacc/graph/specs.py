@@ -124,10 +124,6 @@ def result_of(mode: FakeTensorMode, node: fx.Node, value_of: Callable[[fx.Node],
             return SHAPE_RULES.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
 
     try:
-        if node.target is operator.getitem:
-            return args[0][args[1]]
-        if node.target in SCALAR_FUNCTIONS:
-            return infer_anew()
         return _known_types(mode).call(mode, node.target, args, kwargs, infer_anew)
     except Exception as error:  # operators raise RuntimeError, TypeError, IndexError and others
         raise ImportGraphError(

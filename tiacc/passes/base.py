@@ -54,8 +54,7 @@ class PassContext:
 class Instrument(Protocol):
     """Something that watches passes run, one after the other: a timer, a dumper, a verifier.
 
-    A pass manager that is run by another is not reported, its passes are. An instrument that reads the nodes of a graph and never calls it
-    has ``calls_graph = False`` in its class: the code of a graph is written only where it is called.
+    A pass manager that is run by another is not reported, its passes are.
     """
 
     def before(self, pass_: Pass, gm: fx.GraphModule) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import fx
@@ -58,8 +58,6 @@ class TimingInstrument:
         rows: One row a run, in the order of the runs.
     """
 
-    calls_graph: ClassVar[bool] = False
-
     rows: list[PassRow] = field(default_factory=list)
 
     def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
@@ -88,8 +86,6 @@ class DumpInstrument:
     Attributes:
         directory: Where to write; made if it is not there.
     """
-
-    calls_graph: ClassVar[bool] = False
 
     directory: Path
     _runs: int = field(default=0, init=False)
@@ -131,8 +127,6 @@ class ChangeLogInstrument:
             which begins with ``-``, and for each that came or changed, which begins with ``+``.
     """
 
-    calls_graph: ClassVar[bool] = False
-
     entries: list[str] = field(default_factory=list)
     _before: list[str] = field(default_factory=list, init=False, repr=False)
 
@@ -160,8 +154,6 @@ class MemoryInstrument:
         rows: The pass and the bytes, one a run; memory that several constants share counts once.
     """
 
-    calls_graph: ClassVar[bool] = False
-
     rows: list[tuple[str, int]] = field(default_factory=list)
 
     def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
@@ -184,8 +176,6 @@ class CompareInstrument:
         half_tolerance: The same, once anything in the graph is computed in half precision.
         seed: Where the inputs come from.
     """
-
-    calls_graph: ClassVar[bool] = False
 
     tolerance: float = 1e-4
     half_tolerance: float = 3e-2

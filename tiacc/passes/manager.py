@@ -138,7 +138,7 @@ def _run(pass_: Pass, gm: fx.GraphModule, ctx: PassContext) -> PassResult:
     start = time.perf_counter()
     result = pass_.run(gm, ctx)
     seconds = time.perf_counter() - start
-    if result.changes and any(getattr(instrument, "calls_graph", True) for instrument in ctx.instruments):
+    if result.changes:
         result.graph.recompile()
     for instrument in ctx.instruments:
         instrument.after(pass_, result, seconds)

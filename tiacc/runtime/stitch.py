@@ -12,7 +12,7 @@ from torch import fx
 
 from tiacc.backends.base import BuildSpec
 from tiacc.backends.partitioner import Partition, Segment, numbers_of
-from tiacc.graph import specs
+from tiacc.graph import specs, torch_compat
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _extract(gm: fx.GraphModule, segment: Segment, border: Border) -> Subgraph:
     for node in body:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] for node in border.outputs))
-    subgraph = fx.GraphModule(root, graph)
+    subgraph = torch_compat.graph_module(root, graph)
     subgraph.meta["fake_mode"] = specs.fake_mode_of(gm)
     return Subgraph(border.inputs, border.outputs, subgraph)
 
@@ -166,7 +166,7 @@ def stitch(gm: fx.GraphModule, partition: Partition, engines: dict[int, Stitched
                     copy(node)
     output = next(node for node in reversed(gm.graph.nodes) if node.op == "output")
     graph.output(fx.map_arg(output.args[0], copies.__getitem__))
-    stitched = fx.GraphModule(root, graph)
+    stitched = torch_compat.graph_module(root, graph)
     stitched.graph.eliminate_dead_code()
     stitched.recompile()
     stitched.meta["fake_mode"] = specs.fake_mode_of(gm)

@@ -144,7 +144,7 @@ def lower(gm: fx.GraphModule) -> fx.GraphModule:
         if result is None:
             result = graph.node_copy(node, _promote(emit, node, copies).__getitem__)
         copies[node] = result
-    lowered = fx.GraphModule(_root(gm, emit.constants), graph)
+    lowered = torch_compat.graph_module(_root(gm, emit.constants), graph)
     lowered.meta["fake_mode"] = specs.fake_mode_of(gm)
     return lowered
 

@@ -2,6 +2,7 @@
 
 from tiacc.graph.torch_compat.devices import current_stream as current_stream
 from tiacc.graph.torch_compat.devices import recorded as recorded
+from tiacc.graph.torch_compat.graphs import graph_module as graph_module
 from tiacc.graph.torch_compat.memory import Aliases as Aliases
 from tiacc.graph.torch_compat.operators import TAKES_NUMBERS as TAKES_NUMBERS
 from tiacc.graph.torch_compat.operators import Parameter as Parameter

@@ -74,10 +74,11 @@ def _declared_ranges(env: ShapeEnv) -> dict[sympy.Symbol, Any]:
 def symbol_bounds(size: torch.SymInt) -> SymbolBounds:
     """Return what is known of a symbolic size."""
     node: Any = size.node
-    expression = node.expr
-    bounds = bound_sympy(expression, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)})
-    low, high = _size_limits(bounds)
-    return SymbolBounds(str(expression), low, int(usual_number(size)), high)
+    known: dict[sympy.Expr, SymbolBounds] = node.shape_env.__dict__.setdefault("_tiacc_bounds", {})
+    if node.expr not in known:  # what is known of a symbol is said where it is made
+        low, high = _size_limits(bound_sympy(node.expr, {**node.shape_env.var_to_range, **_declared_ranges(node.shape_env)}))
+        known[node.expr] = SymbolBounds(str(node.expr), low, int(usual_number(size)), high)
+    return known[node.expr]
 
 
 def usual_number(number: torch.SymInt | torch.SymFloat | torch.SymBool) -> float:
