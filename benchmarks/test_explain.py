@@ -17,7 +17,7 @@ LONGEST_SECONDS = 20.0
 LARGEST_RATIO = 2.0
 """The most that an operator of 20,000 may cost, against one of 2,000."""
 
-SHAPES = {"chain": "2*4", "layers": "2*3*8*8"}
+SHAPES = {"a chain": "2*4", "layers": "2*3*8*8"}
 
 
 class Chain(nn.Module):
@@ -68,7 +68,7 @@ class Layers(nn.Module):
         return x.transpose(1, 2).view(batch, channels, height, width)
 
 
-KINDS = {"chain": Chain, "layers": Layers}
+KINDS = {"a chain": Chain, "layers": Layers}
 
 
 def traced(kind: str, operators: int) -> torch.jit.ScriptModule:

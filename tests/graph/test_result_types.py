@@ -121,6 +121,7 @@ def test_what_types_do_not_tell_is_inferred_each_time() -> None:
     assert times_inferred(lambda x: x, mode, (x,), (x,)) == 2
     assert times_inferred(lambda x: x.relu()[:1], mode, (x,), (x,)) == 2  # a part of new memory
     assert times_inferred(lambda x: list(x.relu().split(1)), mode, (x,), (x,)) == 2  # which they share
+    assert times_inferred(lambda x: [y := x.relu(), y.view(6)], mode, (x,), (x,)) == 2  # all of which they share
     assert times_inferred(torch.relu, mode, (varying,), (varying,)) == 2
     assert times_inferred(torch.conj, mode, (complex_,), (complex_,)) == 2
     assert times_inferred(torch.relu, mode, (torch.ones(2),)) == 1

@@ -33,6 +33,19 @@ def test_a_constant_gets_a_free_name_and_a_value():
     assert rewrite.constant_of(3) is None
 
 
+def test_many_constants_of_one_name_do_not_try_the_names_of_those_before(monkeypatch):
+    """Layers that share a weight each fold something into it."""
+    sketch = Sketch()
+    gm = sketch.output(sketch.call(aten.relu.default, sketch.input("x", 3)))
+    anchor, tried = gm.graph.output_node(), []
+    get = torch.nn.Module.__getattr__
+    monkeypatch.setattr(torch.nn.Module, "__getattr__", lambda self, name: tried.append(name) or get(self, name))
+    for _ in range(20):
+        rewrite.add_constant(anchor, "w", torch.zeros(1))
+    assert [node.target for node in gm.graph.find_nodes(op="get_attr")] == ["w", *(f"w_{count}" for count in range(1, 20))]
+    assert sum(name.startswith("w") for name in tried) <= 5 * 20
+
+
 def test_a_constant_needs_a_module():
     with pytest.raises(ValueError, match="belongs to no module"):
         rewrite.add_constant(fx.Graph().placeholder("x"), "w", torch.zeros(1))
