@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import tiacc
 from tests.helpers import use_however_fast
 from tiacc.backends import base
 from tiacc.errors import AccuracyError, BackendUnavailableError, InvalidArgumentError, RegistryError, SpeedupError
+from tiacc.runtime import blob
 
 FAST: dict[str, Any] = {"timing_seconds": 0.2, "device_type": 1}
 
@@ -482,3 +485,22 @@ def test_what_takes_an_object_stays_in_torch() -> None:
     assert any(row.op == "quantized::linear_dynamic" and "object" in row.reasons["importer"] for row in report.fallbacks)
     x = torch.randn(3, 16)
     torch.testing.assert_close(output_model(x), model(x))
+
+
+def test_nothing_is_left_of_a_model_that_nobody_refers_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps for good what was scripted or traced, and would keep the engines in a copy of it."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    pack = blob.pack
+
+    def noted(*args: Any, **options: Any) -> torch.Tensor:
+        envelope = pack(*args, **options)
+        made.append(weakref.ref(envelope))
+        return envelope
+
+    monkeypatch.setattr(blob, "pack", noted)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.BatchNorm1d(8)).eval()
+    for model in (torch.jit.script(net), torch.jit.trace(net, torch.ones(2, 8)), net):
+        made.clear()
+        tiacc.optimize(model, 0, 1, ["2*8"], backend="reference", timing_seconds=0.01)
+        gc.collect()
+        assert made and not any(envelope() is not None for envelope in made)

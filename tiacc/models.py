@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import os
 import re
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from tiacc.errors import ImportGraphError, InvalidArgumentError, TiaccError
+from tiacc.graph import torch_compat
 
 SUFFIXES = (".pt", ".pth")
 SEED = 0
@@ -37,10 +37,10 @@ def load_model(input_model: Any, data: Sequence[Sequence[Any]]) -> tuple[torch.j
         ImportGraphError: The file is not TorchScript, or the module cannot be traced or copied.
     """
     if isinstance(input_model, (str, os.PathLike)):
-        return _evaluated(_load_file(Path(input_model)))
+        return _evaluated(_with_forward(_load_file(Path(input_model))))
     if isinstance(input_model, torch.jit.ScriptModule):
         try:
-            return _evaluated(copy.deepcopy(input_model))
+            return _evaluated(own_copy(_with_forward(input_model)))
         except RuntimeError as error:
             raise ImportGraphError(f"torch cannot copy input_model: {_first_line(error)}") from error
     if isinstance(input_model, torch.jit.ScriptFunction):
@@ -77,26 +77,51 @@ def _load_file(path: Path) -> torch.jit.ScriptModule:
         ) from error
 
 
-def load_file(path: str | os.PathLike[str], device: torch.device = _CPU) -> torch.jit.ScriptModule:
-    """Load a TorchScript file on a device."""
+def load_file(path: str | os.PathLike[str], device: torch.device | None = _CPU) -> torch.jit.ScriptModule:
+    """Load a TorchScript file on a device, or on those that it was saved from."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.jit.load(os.fspath(path), map_location=device)  # type: ignore[no-any-return]
 
 
-def on_device(module: torch.jit.ScriptModule, device: torch.device) -> torch.jit.ScriptModule:
-    """Return a copy of a module on a device, constants in its code included, which ``module.to`` leaves where they are."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(module, buffer)
-        buffer.seek(0)
-        return torch.jit.load(buffer, map_location=device)  # type: ignore[no-any-return]
+def own_copy(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Return a copy of a module that goes for good when nothing refers to it, with all that is made of its code.
+
+    torch never frees code that was scripted or traced in this process, nor the constants in it, such as the weights and engines of a
+    model made of that; code that was loaded goes with its module. Weights that no call writes into are not copied.
+    """
+    if torch_compat.is_same_in_a_file(module):
+        with contextlib.suppress(TiaccError, RuntimeError, OSError):  # it calls a function of Python, or the disk is full
+            shell, weights = torch_compat.without_weights(module)
+            if torch_compat.may_keep_state(module):
+                if not torch_compat.reads_only(module, weights):  # what else it reads may be a part of a weight
+                    return on_device(module, None)
+                weights = copy.deepcopy(weights)
+            loaded = on_device(shell, None)
+            torch_compat.give_weights(loaded, weights)
+            return loaded
+    return copy.deepcopy(module)
+
+
+def on_device(module: torch.jit.ScriptModule, device: torch.device | None) -> torch.jit.ScriptModule:
+    """Return a copy of a module on a device, constants in its code included, which ``module.to`` leaves where they are.
+
+    Args:
+        module: The module.
+        device: The device; None for those that its tensors are on.
+    """
+    with TemporaryModel(None) as file:  # a copy by way of memory would take five times that of the weights
+        file.write(module)
+        return file.load(device)
+
+
+def _with_forward(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    if not module._c._has_method("forward"):
+        raise InvalidArgumentError(f"input_model has no method forward; it has {', '.join(module._c._method_names()) or 'none'}")
+    return module
 
 
 def _evaluated(module: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
-    if not module._c._has_method("forward"):
-        raise InvalidArgumentError(f"input_model has no method forward; it has {', '.join(module._c._method_names()) or 'none'}")
     notes = []
     if is_training(module):
         module.eval()
@@ -155,9 +180,9 @@ class TemporaryModel:
                 warnings.simplefilter("ignore")
                 torch.jit.save(module, os.fspath(self.path))
         except (RuntimeError, OSError) as error:
-            raise TiaccError(f"the optimized model cannot be written to {str(self.path.parent)!r}: {_first_line(error)}") from error
+            raise TiaccError(f"the model cannot be written to {str(self.path.parent)!r}: {_first_line(error)}") from error
 
-    def load(self, device: torch.device = _CPU) -> torch.jit.ScriptModule:
+    def load(self, device: torch.device | None = _CPU) -> torch.jit.ScriptModule:
         """Load what was written, as a user of the file would."""
         return load_file(self.path, device)
 

@@ -19,6 +19,7 @@ from tiacc.compiler import Plan
 from tiacc.explanation import Explanation
 from tiacc.graph.importer import import_module
 from tiacc.graph.specs import Dim, TensorSpec
+from tiacc.models import own_copy
 from tiacc.passes.pipelines import pipeline
 
 CPU = torch.device("cpu")
@@ -106,6 +107,16 @@ def test_a_file_computes_what_it_did_to_the_bit(name: str, shape: tuple[int, ...
             assert_equal_bits(write_back(import_module(source, [spec]))(x), expected)
             assert_equal_bits(optimized(source, (spec,), [])[0](x), expected)
     assert count >= 4
+
+
+@pytest.mark.parametrize("shape", [(3, 4), ()], ids=["matrix", "0-d"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_copy_of_a_model_in_the_process_computes_what_that_does(name: str, shape: tuple[int, ...]) -> None:
+    for dtype in DTYPES:
+        x = data(dtype, shape)
+        model = traced(FUNCTIONS[name], x)
+        if model is not None:
+            assert_equal_bits(own_copy(model)(x), model(x))
 
 
 def segments_of(model: torch.jit.ScriptModule, spec: TensorSpec, backend: Backend) -> list[tuple[int, tuple[str, ...], tuple[str, ...]]]:

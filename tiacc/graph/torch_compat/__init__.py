@@ -11,6 +11,7 @@ from tiacc.graph.torch_compat.operators import dtype_number as dtype_number
 from tiacc.graph.torch_compat.operators import functional_twin as functional_twin
 from tiacc.graph.torch_compat.operators import has_effect as has_effect
 from tiacc.graph.torch_compat.operators import is_random as is_random
+from tiacc.graph.torch_compat.operators import is_same_in_a_file as is_same_in_a_file
 from tiacc.graph.torch_compat.operators import makes_tensors as makes_tensors
 from tiacc.graph.torch_compat.operators import may_alias as may_alias
 from tiacc.graph.torch_compat.operators import may_be_random as may_be_random
@@ -38,6 +39,7 @@ from tiacc.graph.torch_compat.scripts import insert_behind as insert_behind
 from tiacc.graph.torch_compat.scripts import is_literal as is_literal
 from tiacc.graph.torch_compat.scripts import keeps_state as keeps_state
 from tiacc.graph.torch_compat.scripts import lint as lint
+from tiacc.graph.torch_compat.scripts import may_keep_state as may_keep_state
 from tiacc.graph.torch_compat.scripts import modules_of as modules_of
 from tiacc.graph.torch_compat.scripts import nodes_of as nodes_of
 from tiacc.graph.torch_compat.scripts import outputs_of as outputs_of
@@ -78,3 +80,6 @@ from tiacc.graph.torch_compat.symbols import size_range as size_range
 from tiacc.graph.torch_compat.symbols import symbol_bounds as symbol_bounds
 from tiacc.graph.torch_compat.symbols import usual_number as usual_number
 from tiacc.graph.torch_compat.symbols import without_data as without_data
+from tiacc.graph.torch_compat.weights import give_weights as give_weights
+from tiacc.graph.torch_compat.weights import reads_only as reads_only
+from tiacc.graph.torch_compat.weights import without_weights as without_weights

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tiacc.graph.torch_compat.scripts import Node
+from tiacc.graph.torch_compat.scripts import Graph, Node, Type, inputs_of
 from tiacc.graph.torch_compat.symbols import inference
 
 _TAKES_DTYPE, _TAKES_MEMORY_FORMAT, _TAKES_LAYOUT = "ScalarType", "MemoryFormat", "Layout"
@@ -89,6 +89,38 @@ def overload_of(node: Node) -> torch._ops.OpOverload | None:
     """Return the operator that a TorchScript node calls, or None when it is a construct of the language."""
     text = node.schema()
     return None if text == "(no schema)" else _overload(text)
+
+
+_FLOATS = frozenset({"Half", "BFloat16", "Float", "Double"})
+
+
+def is_same_in_a_file(module: torch.jit.ScriptModule) -> bool:
+    """Return whether a module computes the same when it was saved and loaded, with inputs of the types that it was traced with.
+
+    A trace keeps Python numbers in 0-d tensors that are marked as numbers, and a file loses the mark: then they promote as tensors do,
+    except where torch's executor takes them for numbers all the same.
+    """
+    graph: Graph = module.inlined_graph  # its nodes live as long as it does
+    for node in graph.findAllNodes("prim::Constant"):
+        value = node.output()
+        if value.type().kind() == "TensorType" and isinstance(number := value.toIValue(), (int, float)):
+            for use in value.uses():
+                if use.offset == 1 and overload_of(use.user) in TAKES_NUMBERS:
+                    continue
+                beside = [other.type() for place, other in enumerate(inputs_of(use.user)) if place != use.offset]
+                if not all(_promotes_alike(number, type_) for type_ in beside if type_.kind() == "TensorType"):
+                    return False
+    return True
+
+
+def _promotes_alike(number: float, beside: Type) -> bool:
+    """Return whether a tensor of some type has the same one beside a number and beside that as a 0-d tensor."""
+    dtype, rank = beside.scalarType(), beside.dim()
+    if dtype is None or rank is None:
+        return False
+    if isinstance(number, float):
+        return dtype == "Double" or (dtype in _FLOATS and rank > 0)
+    return rank > 0 or dtype in {"Bool", "Long", *_FLOATS}
 
 
 _RANDOM_IF = {

@@ -70,19 +70,23 @@ def frozen_copy(
 
 def keeps_state(module: torch.jit.ScriptModule) -> bool:
     """Return whether calls of a scripted module in evaluation mode may change it, so that what they give depends on those before."""
-    writes = _OPAQUE | {"prim::SetAttr"}
-    graph: Graph = module.inlined_graph  # its nodes live as long as it does
-    if not any(graph.findAllNodes(kind) for kind in writes):
-        aliases = graph.alias_db()
-        attributes = (output for node in graph.findAllNodes("prim::GetAttr") for output in outputs_of(node))
-        # Aliases cost a tenth of what freezing does. They have code that they do not know write into all that it is given.
-        if not any(map(aliases.has_writers, attributes)) or not any("!" in node.schema() for node in nodes_of(graph)):
-            return False
+    if not may_keep_state(module):
+        return False
     try:
         frozen, _, _ = frozen_copy(module)
     except ImportGraphError:
         return True
     return any(node.kind() == "prim::GetAttr" for node in nodes_of(forward_graph(frozen)))  # what nothing writes into is a constant
+
+
+def may_keep_state(module: torch.jit.ScriptModule) -> bool:
+    """Return whether ``forward`` of a scripted module, in whatever mode, may change it; a tenth of the work of `keeps_state`."""
+    graph: Graph = module.inlined_graph  # its nodes live as long as it does
+    if any(graph.findAllNodes(kind) for kind in _OPAQUE | {"prim::SetAttr"}):
+        return True
+    aliases = graph.alias_db()  # it has code that it does not know write into all that it is given
+    attributes = (output for node in graph.findAllNodes("prim::GetAttr") for output in outputs_of(node))
+    return any(map(aliases.has_writers, attributes)) and any("!" in node.schema() for node in nodes_of(graph))
 
 
 def _inline_python_functions(graph: Graph) -> None:
