@@ -20,7 +20,6 @@ from tiacc.backends import base
 from tiacc.backends.base import BuildSpec
 from tiacc.graph import specs
 from tiacc.options import DEFAULT_TOLERANCE, Options
-from tiacc.oracle import copied
 from tiacc.passes.assign_precision import KEEP, assign
 from tiacc.passes.base import PassContext
 from tiacc.planning import plan_of
@@ -53,7 +52,7 @@ class Case:
         aim = AIM.get((name, half), 0.7) * self.tolerance
         self.keep = search.improve(aim, aim, 20).keep.get(0, {})
         self.wide, self.graph = region.graph, search.oracle.half(region, self.keep)
-        self.assignment = assign(copied(self.wide), PassContext(CPU, data={KEEP: self.keep}), half)
+        self.assignment = assign(specs.copied(self.wide), PassContext(CPU, data={KEEP: self.keep}), half)
 
     def spec(self, **options: Any) -> BuildSpec:
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"]

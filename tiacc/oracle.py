@@ -91,7 +91,7 @@ class Oracle:
 
     def half(self, region: OracleRegion, kept: Mapping[str, str]) -> fx.GraphModule:
         """Return the graph of a region in half precision but for what is to be kept."""
-        return self.cast(copied(region.graph), PassContext(self._device, data={KEEP: dict(kept)})).graph
+        return self.cast(specs.copied(region.graph), PassContext(self._device, data={KEEP: dict(kept)})).graph
 
     def run(self, item: Sequence[Any]) -> Any:
         """Run the model, in the state that it begins in; each region's engine then has its inputs."""
@@ -158,7 +158,7 @@ class _BeforeCast:
     def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
         if isinstance(pass_, CastHalf):
             self.cast = pass_
-            self.graphs.append(copied(gm))
+            self.graphs.append(specs.copied(gm))
 
     def after(self, pass_: Pass, result: PassResult, seconds: float) -> None:
         """Do nothing."""
@@ -197,15 +197,6 @@ def _as_one_call(index: int, graph: fx.GraphModule, device: torch.device) -> tup
 def _of_any_size(spec: TensorSpec) -> TensorSpec:
     """Return a type that takes tensors of all sizes: a graph that runs node by node may be given fewer rows than it was made for."""
     return dataclasses.replace(spec, shape=tuple(Dim(f"size{place}", 0, 1, torch_compat.UNBOUNDED) for place in range(len(spec.shape))))
-
-
-def copied(gm: fx.GraphModule) -> fx.GraphModule:
-    """Return another graph over the same tensors, whose nodes have the same names and values."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
-    copy = fx.GraphModule(gm, graph)
-    copy.meta["fake_mode"] = specs.fake_mode_of(gm)
-    return copy
 
 
 def is_half(gm: fx.GraphModule) -> bool:

@@ -71,6 +71,15 @@ def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode:
     return mode
 
 
+def copied(gm: fx.GraphModule) -> fx.GraphModule:
+    """Return another graph over the same tensors, whose nodes have the same names and values."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    copy = fx.GraphModule(gm, graph)
+    copy.meta["fake_mode"] = fake_mode_of(gm)
+    return copy
+
+
 def fetch_attr(gm: fx.GraphModule, name: str) -> Any:
     """Return the attribute of `gm` that a ``get_attr`` node of target `name` reads."""
     value: Any = gm

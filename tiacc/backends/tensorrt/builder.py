@@ -22,6 +22,7 @@ from tiacc.backends.tensorrt.flavours import TARGETS, Flavour
 from tiacc.backends.tensorrt.layers import Messages
 from tiacc.backends.tensorrt.timing_cache import TimingCache
 from tiacc.errors import BuildError, InvalidArgumentError
+from tiacc.graph import specs
 from tiacc.graph.specs import TensorSpec
 from tiacc.passes.base import PassContext
 from tiacc.passes.eliminate_common_subexpressions import eliminate_common_subexpressions
@@ -128,18 +129,10 @@ def build_network(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     network.name = "tiacc"  # the default counts the networks of the process, and is stored in the plan
     conversion = Conversion(flavour, network, messages, has_neutral_names=options.neutral_names)
-    names = conversion.convert(_merged(subgraph), inputs, convert_node)
+    merged = specs.copied(subgraph)
+    eliminate_common_subexpressions(merged, PassContext())  # as TensorRT does: converters ask who else reads a value
+    names = conversion.convert(merged, inputs, convert_node)
     return NetworkDefinition(flavour, network, tuple(names[0]), tuple(names[1]), conversion.constants, conversion, builder)
-
-
-def _merged(subgraph: fx.GraphModule) -> fx.GraphModule:
-    """Return a subgraph with equal calls merged, as TensorRT merges them: converters ask who else reads a value."""
-    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in subgraph.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    merged = fx.GraphModule(subgraph, graph)
-    eliminate_common_subexpressions(merged, PassContext())
-    return merged
 
 
 def convert_node(call: Call) -> Any:
