@@ -123,15 +123,10 @@ def _with_forward(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
 
 def _evaluated(module: torch.jit.ScriptModule) -> tuple[torch.jit.ScriptModule, list[str]]:
     notes = []
-    if is_training(module):
+    if torch_compat.is_training(module):
         module.eval()
         notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
     return module, notes
-
-
-def is_training(module: torch.nn.Module) -> bool:
-    """Return whether a part of a module is in training mode; a frozen one has no mode."""
-    return any(getattr(child, "training", False) for child in module.modules())
 
 
 def check_save_path(save_path: Any) -> Path | None:

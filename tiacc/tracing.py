@@ -13,6 +13,7 @@ import torch
 
 from tiacc import measure, models
 from tiacc.errors import AccuracyError, ImportGraphError
+from tiacc.graph import torch_compat
 
 TOLERANCE = 1e-2
 """The largest relative error of what a trace gives: it runs the same operators, and what it has baked in shows as more."""
@@ -31,7 +32,7 @@ def trace(module: torch.nn.Module, data: Sequence[Sequence[Any]]) -> tuple[torch
     """
     duplicate = copy.deepcopy(module)
     notes = ["input_model is a torch.nn.Module; it was traced with the first item of the test data"]
-    if models.is_training(duplicate):
+    if torch_compat.is_training(duplicate):
         duplicate.eval()
         notes.append("input_model is in training mode; its copy was optimized and measured in evaluation mode")
     home = next((tensor.device for tensor in (*duplicate.parameters(), *duplicate.buffers())), torch.device("cpu"))

@@ -37,6 +37,7 @@ from tiacc.graph.torch_compat.scripts import hold_values as hold_values
 from tiacc.graph.torch_compat.scripts import inputs_of as inputs_of
 from tiacc.graph.torch_compat.scripts import insert_behind as insert_behind
 from tiacc.graph.torch_compat.scripts import is_literal as is_literal
+from tiacc.graph.torch_compat.scripts import is_training as is_training
 from tiacc.graph.torch_compat.scripts import keeps_state as keeps_state
 from tiacc.graph.torch_compat.scripts import lint as lint
 from tiacc.graph.torch_compat.scripts import may_keep_state as may_keep_state

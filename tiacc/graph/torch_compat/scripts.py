@@ -54,7 +54,7 @@ def frozen_copy(
             raise InvalidArgumentError(f"keep_methods has {name!r}, which is no method of the model; it has {', '.join(methods)}")
     try:
         duplicate = copy.deepcopy(module)
-        if any(getattr(child, "training", False) for child in duplicate.modules()):  # a frozen module has no such attribute
+        if is_training(duplicate):
             duplicate.eval()
         helpers = _called_methods(duplicate._c, "forward") - set(keep_methods)
         others = [name for name in methods if name != "forward"]
@@ -66,6 +66,11 @@ def frozen_copy(
         raise ImportGraphError(f"torch cannot freeze the model: {str(error).splitlines()[0]}") from error
     dropped = tuple(name for name in others if name in helpers and not name.startswith("_"))
     return torch.jit._recursive.wrap_cpp_module(frozen), tuple(kept), dropped
+
+
+def is_training(module: torch.nn.Module) -> bool:
+    """Return whether a part of a module is in training mode; a frozen one has no mode."""
+    return any(getattr(child, "training", False) for child in module.modules())
 
 
 def keeps_state(module: torch.jit.ScriptModule) -> bool:
