@@ -267,10 +267,8 @@ def _build_engines(
         if not left:
             try:
                 engine, row = _build(by_name[segment.backend], segment, subgraph, imported, plan, item.region.index)
-            except BuildError as error:
-                left = f"its segment could not be built: {error}"
             except Exception as error:  # noqa: BLE001 - whatever the backend of another package raises
-                left = f"its segment could not be built: {type(error).__name__}: {error}"
+                left = f"its segment could not be built: {'' if isinstance(error, BuildError) else f'{type(error).__name__}: '}{error}"
         if left:
             reasons = {segment.backend: left}
             compiled.fallbacks.extend(
