@@ -11,6 +11,7 @@ from torch import fx, nn
 
 import tiacc
 from tests.helpers import use_however_fast
+from tests.test_tracing import Counting
 from tiacc import measure, models
 from tiacc.backends import base
 from tiacc.backends.reference import ReferenceBackend
@@ -459,16 +460,6 @@ def test_state_is_found_where_there_is_some() -> None:
     assert not torch_compat.keeps_state(torch.jit.script(Net().eval()))
     assert torch_compat.keeps_state(torch.jit.script(Recurrent().eval()))
     assert torch_compat.keeps_state(torch.jit.trace(Counting().eval(), torch.zeros(1), check_trace=False))
-
-
-class Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count.add_(1)
-        return x + self.count
 
 
 @pytest.mark.parametrize("method", ["build", "load"])
