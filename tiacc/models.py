@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 import re
 import tempfile
@@ -17,7 +18,13 @@ import torch
 from tiacc.errors import ImportGraphError, InvalidArgumentError, TiaccError
 from tiacc.graph import torch_compat
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 SUFFIXES = (".pt", ".pth")
+_SUFFIX = ".pt.tmp"
 SEED = 0
 """Where the random numbers of a model that draws some come from while it is compared with others."""
 
@@ -152,13 +159,18 @@ def check_save_path(save_path: Any) -> Path | None:
 
 
 class TemporaryModel:
-    """A saved model beside its final place, moved there when it is accepted and removed when it is not."""
+    """A saved model beside its final place, moved there when it is accepted and removed when it is not.
+
+    It is locked as long as its process lives. What a process that was killed has left is removed by the next that saves to the same place.
+    """
 
     def __init__(self, save_path: Path | None) -> None:
-        directory = save_path.parent if save_path is not None else None
-        handle, name = tempfile.mkstemp(suffix=".pt.tmp", prefix=".tiacc-", dir=directory)
-        os.close(handle)
-        self.path = Path(name)
+        folder = Path(tempfile.gettempdir()) if save_path is None else save_path.parent
+        place = hashlib.sha256(save_path.name.encode() if save_path is not None else b"").hexdigest()[:8]
+        prefix = f".tiacc-{place}-"
+        for left in folder.glob(f"{prefix}*{_SUFFIX}"):
+            _remove_if_left(left)
+        self._handle, self.path = _locked_file(folder, prefix)
         self._save_path = save_path
 
     def __enter__(self) -> TemporaryModel:
@@ -191,6 +203,54 @@ class TemporaryModel:
 
     def __exit__(self, *_: object) -> None:
         self.path.unlink(missing_ok=True)
+        if self._handle is not None:
+            os.close(self._handle)
+
+
+def _locked_file(folder: Path, prefix: str) -> tuple[int | None, Path]:
+    """Return a new file: open, and locked until it is closed or its process ends, where the system has such locks; and its path."""
+    while True:
+        handle, name = tempfile.mkstemp(_SUFFIX, prefix, folder)
+        is_locked = _lock(handle, wait=True)
+        if is_locked and _is_at(handle, Path(name)):
+            return handle, Path(name)
+        os.close(handle)
+        if not is_locked:
+            return None, Path(name)
+
+
+def _remove_if_left(path: Path) -> None:
+    """Remove a file that its process has left: one that nobody has locked."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:  # it is gone, or another user's
+        return
+    try:
+        if _lock(handle, wait=False) and _is_at(handle, path):
+            path.unlink()
+    except OSError:
+        return
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Lock an open file, and return whether that succeeded; some file systems, and Windows, have no such locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Return whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
 
 
 def call(module: torch.nn.Module, item: Sequence[Any]) -> Any:
