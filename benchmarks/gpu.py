@@ -166,13 +166,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def stored(path: Path, commit: str, date: str) -> dict[str, Any]:
+def stored(path: Path, commit: str, date: str, note: str = "") -> dict[str, Any]:
     """Return the record in a file, or a new one."""
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record
     software = {"Python": platform.python_version(), **{item.software: item.version for item in environment.software_environment()}}
-    return {"commit": commit, "date": date, "device": torch.cuda.get_device_name(DEVICE), "software": software, "rows": []}
+    return {"commit": commit, "date": date, "device": torch.cuda.get_device_name(DEVICE), "software": software, "note": note, "rows": []}
 
 
 def main() -> None:
@@ -183,12 +183,13 @@ def main() -> None:
     parser.add_argument("--commit", required=True)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     parser.add_argument("--cache", help="a folder of tactics")
+    parser.add_argument("--note", default="", help="what a reader of the figures should know of how they were measured")
     told = parser.parse_args()
     warnings.simplefilter("ignore")
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     path = Path(told.out, f"gpu-{date}-{told.commit}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = {(row["model"], row["batch"]) for row in stored(path, told.commit, date)["rows"]}
+    known = {(row["model"], row["batch"]) for row in stored(path, told.commit, date, told.note)["rows"]}
     for case in told.cases:
         name, batch, levels = case.split(":")
         if (name, int(batch)) in known:
@@ -198,7 +199,7 @@ def main() -> None:
         with torch.no_grad():
             row = measure_case(name, int(batch), list(map(int, levels)), told.cache, told.seconds)
         with locked(path):
-            record = stored(path, told.commit, date)
+            record = stored(path, told.commit, date, told.note)
             record["rows"].append(row)
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         times = " ".join(f"{key}={value['p50_ms']:.3f}" for key, value in row.items() if isinstance(value, dict) and "p50_ms" in value)

@@ -1,12 +1,14 @@
 """Where the time of a model goes on a GPU: each step of its engine, beside what its bytes and arithmetic are worth.
 
-``python -m benchmarks.gpu_steps resnet50:1 resnet50:64 --out steps.json`` prints a table a model: steps that are alike are one row.
+``python -m benchmarks.gpu_steps --commit $(git rev-parse --short HEAD) resnet50:1 resnet50:64`` prints a table a model, in which steps
+that are alike are one row, and writes ``benchmarks/results/steps-DATE-COMMIT.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import logging
 import time
@@ -94,20 +96,26 @@ def whole(engine: CudnnEngine, inputs: tuple[torch.Tensor, ...]) -> float:
     return min(times)
 
 
-def table(row: dict[str, Any]) -> str:
-    """Return a row as a table: the steps that take longest first."""
-    bandwidth = BANDWIDTH.get(torch.cuda.get_device_name(DEVICE), 3.0e12)
-    groups: dict[tuple[Any, ...], list[float]] = {}
-    total = least = 0.0
+def groups(row: dict[str, Any], device: str) -> list[dict[str, Any]]:
+    """Return the steps of a row, those that are alike as one: how many there are, their time and its least in all, the longest first."""
+    bandwidth = BANDWIDTH.get(device, 3.0e12)
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for fields in row["steps"]:
         step = StepTime(**fields)
-        floor = step.floor(bandwidth, RATE[row["level"]])
-        group = groups.setdefault((step.title, tuple(step.shape), step.tactic), [0, 0.0, 0.0, 0.0])
-        group[0] += 1
-        group[3] = max(group[3], step.relative_error)
-        group[1] += step.microseconds
-        group[2] += floor
-        total, least = total + step.microseconds, least + floor
+        kind = {"title": step.title, "shape": list(step.shape), "tactic": step.tactic}
+        empty = {**kind, "count": 0, "microseconds": 0.0, "floor": 0.0, "error": 0.0}
+        group = found.setdefault((step.title, tuple(step.shape), step.tactic), empty)
+        group["count"] += 1
+        group["microseconds"] += step.microseconds
+        group["floor"] += step.floor(bandwidth, RATE[row["level"]])
+        group["error"] = max(group["error"], step.relative_error)
+    return sorted(found.values(), key=lambda group: -group["microseconds"])
+
+
+def table(row: dict[str, Any]) -> str:
+    """Return a row as a table: the steps that take longest first."""
+    found = groups(row, torch.cuda.get_device_name(DEVICE))
+    total, least = (sum(group[key] for group in found) for key in ("microseconds", "floor"))
     head = (
         f"== {row['model']} batch {row['batch']} level {row['level']}: whole {row['whole_microseconds']:.0f} us, steps {total:.0f} us, "
         f"floor {least:.0f} us, error {row['relative_error']:.1e} (TorchScript "
@@ -115,8 +123,9 @@ def table(row: dict[str, Any]) -> str:
         f"host {row['host_microseconds']} us"
     )
     lines = [
-        f"{count:3.0f}x {time / count:7.1f} us  floor {floor / count:6.1f}  {name} {list(shape)} {tactic} error {error:.0e}"
-        for (name, shape, tactic), (count, time, floor, error) in sorted(groups.items(), key=lambda item: -item[1][1])
+        f"{group['count']:3.0f}x {group['microseconds'] / group['count']:7.1f} us  floor {group['floor'] / group['count']:6.1f}  "
+        f"{group['title']} {group['shape']} {group['tactic']} error {group['error']:.0e}"
+        for group in found
     ]
     return "\n".join([head, *lines])
 
@@ -125,7 +134,8 @@ def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="+", help="MODEL:BATCH or MODEL:BATCH:LEVEL; level 1 unless told")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--cache", type=Path, help="a folder of tactics")
     parser.add_argument("--verbose", action="store_true")
     told = parser.parse_args()
@@ -133,14 +143,15 @@ def main() -> None:
     if told.verbose:
         logging.basicConfig(format="%(relativeCreated)d %(name)s %(message)s")
         logging.getLogger("tiacc.backends.cudnn").setLevel(logging.DEBUG)
-    rows = []
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    record = {"commit": told.commit, "date": date, "device": torch.cuda.get_device_name(DEVICE), "rows": (rows := [])}
     for case in told.cases:
         name, batch, level = (*case.split(":"), "1")[:3]
         with torch.no_grad():
             rows.append(measure(name, int(batch), int(level), told.cache))
         print(table(rows[-1]), flush=True)
-        if told.out:
-            told.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        path = told.out / f"steps-{date}-{told.commit}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         torch.cuda.empty_cache()
 
 

@@ -60,7 +60,7 @@ NO_BF16 = (
 
 
 def recorded(kind: str) -> list[Path]:
-    """Return the files of results of a kind, ``"cpu"`` or ``"gpu"``, by the date and then the time that they were recorded at."""
+    """Return the files of results of a kind, such as ``"cpu"``, by the date and then the time that they were recorded at."""
     return sorted(RESULTS.glob(f"{kind}-*.json"), key=lambda path: (load(path)["date"], load(path).get("time", "")))
 
 
@@ -89,7 +89,7 @@ def page() -> str:
         cpus="\n\n".join(_cpu(newest[name]) for name in sorted(newest)),
         file=last.name,
         costs="\n".join(_costs(_figures(load(last)))),
-        gpu=gpu_table.sections(recorded("gpu")),
+        gpu=gpu_table.sections(recorded("gpu"), recorded("start"), recorded("steps")),
     )
 
 
