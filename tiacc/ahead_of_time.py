@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tiacc import mending, models
-from tiacc.compiler import Compiled, build, propose
+from tiacc.compiler import Compiled, build
 from tiacc.errors import AccuracyError, BuildError
 from tiacc.job import Attempt, Job, Trial
 from tiacc.runtime import ops
@@ -48,7 +48,7 @@ class AheadOfTimeJob(Job):
 
     def _built(self, attempt: Attempt) -> Compiled:
         plan = self.plan(attempt)
-        return build(propose(self.model, plan, self._step), plan, self._step)
+        return build(self.proposed(plan), plan, self._step)
 
     def _checked(self, attempt: Attempt, file: models.TemporaryModel) -> Trial:
         """Return an attempt whose networks were evaluated; mended if that is what it takes, and if there is a way."""

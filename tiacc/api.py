@@ -11,7 +11,7 @@ import torch
 
 from tiacc import measure, models, samples
 from tiacc.ahead_of_time import AheadOfTimeJob
-from tiacc.backends.base import Backend, backends, require
+from tiacc.backends.base import Backend, asked, backends, made, require
 from tiacc.errors import BackendUnavailableError, InvalidArgumentError
 from tiacc.explanation import Explanation
 from tiacc.job import PHASES, Job
@@ -122,7 +122,7 @@ def explain(
     level = check_level(optimization_level)
     device = torch.device(_device_name(device_type))
     names = settings.backends or AUTO_BACKENDS[device.type]
-    candidates = tuple(backends.get(name)() for name in names if settings.backends or name in backends.names())
+    candidates = tuple(made(name) for name in names if settings.backends or name in backends.names())
     inputs = samples.resolve_inputs(input_shapes, test_data, settings.seed)
     model, _ = models.load_model(input_model, inputs.data[:1])
     return Explanation.of(model, plan_of(model, inputs, level, device, settings, candidates))
@@ -182,8 +182,8 @@ def choose_backends(settings: Options, device: torch.device) -> tuple[tuple[Back
         if name not in backends.names():
             notes.append(f"the backend {name!r} is not registered: tiacc was not installed, but found on the path; install it with pip")
             continue
-        backend = backends.get(name)()
-        support = backend.available()
+        backend = made(name)
+        support = asked(backend, "available")
         if support:
             found.append(backend)
         else:
@@ -195,11 +195,10 @@ def _choose_builders(settings: Options) -> tuple[Backend, ...]:
     """Return the backends that can build for the GPUs named in the options, on this machine."""
     chosen = []
     for name in settings.backends or ("tensorrt_rtx",):
-        backend = backends.get(name)()
-        can_build = getattr(backend, "can_build", None)
-        if can_build is None:
+        backend = made(name)
+        if not hasattr(backend, "can_build"):
             raise InvalidArgumentError(f"the backend {name!r} builds for the machine it is on; leave out target, or use 'tensorrt_rtx'")
-        support = can_build({"target": settings.target})
+        support = asked(backend, "can_build", {"target": settings.target})
         if not support:
             raise BackendUnavailableError(f"the backend {name!r} cannot build for {', '.join(settings.target)} here: {support.reason}")
         chosen.append(backend)

@@ -289,16 +289,23 @@ def _backends(arguments: argparse.Namespace) -> str:
 
 
 def _known_backends() -> Iterator[dict[str, Any]]:
-    from tiacc.backends.base import backends
+    from tiacc.backends.base import Support, asked, backends, made
 
     for name, cls in backends.items():
-        backend = cls()
-        support = backend.available()
+        version = ""
+        try:
+            backend = made(name)
+            support = asked(backend, "available")
+            version = backend.version()
+        except TiaccError as fault:
+            support = Support(False, str(fault))
+        except Exception as fault:  # noqa: BLE001 - whatever the backend of another package raises
+            support = Support(False, f"its version() raises {type(fault).__name__}: {fault}")
         yield {
             "name": name,
             "summary": _summary(cls),
             "device_types": list(cls.device_types),
-            "version": backend.version(),
+            "version": version,
             "available": support.ok,
             "reason": support.reason,
         }

@@ -153,6 +153,11 @@ class Proposal:
     passes: tuple[PassRow, ...]
     dtypes: frozenset[torch.dtype] = frozenset()
 
+    @property
+    def faults(self) -> dict[str, str]:
+        """What was wrong with the first answer that a backend did not give as it should, by its name."""
+        return {name: fault for item in reversed(self.regions) for name, fault in item.partition.faults.items()}
+
 
 def propose(module: torch.jit.ScriptModule, plan: Plan, step: Step = lambda phase: None) -> Proposal:
     """Import a model, run the passes over its regions, and partition them.

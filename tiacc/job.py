@@ -13,7 +13,7 @@ import torch
 
 from tiacc import costs, environment, measure, mending, models, ranges, samples
 from tiacc.backends.base import Backend
-from tiacc.compiler import Compiled, Plan, build, propose
+from tiacc.compiler import Compiled, Plan, Proposal, build, propose
 from tiacc.errors import AccuracyError, ExportError, ImportGraphError, InvalidArgumentError, PassError, SpeedupError, TiaccError
 from tiacc.guard import Guard
 from tiacc.measure import Accuracy
@@ -217,11 +217,20 @@ class Job:
         """Make and check a model; None if there is none, with the reason in the report."""
         try:
             plan = self.plan(attempt)
-            compiled = build(propose(self.model, plan, self._step), plan, self._step)
+            compiled = build(self.proposed(plan), plan, self._step)
         except (ImportGraphError, PassError, ExportError) as error:
             self.report.actions.append(f"{attempt.name}: given up, {error}")
             return None
         return self.judged(compiled, attempt, file)
+
+    def proposed(self, plan: Plan) -> Proposal:
+        """Return what an attempt would do; what is wrong with the backends goes into the report."""
+        proposal = propose(self.model, plan, self._step)
+        for name, fault in proposal.faults.items():
+            told = f"the backend {name!r} leaves operators in Torch of which it does not say if it takes them: {fault}"
+            if told not in self.report.warnings:
+                self.report.warnings.append(told)
+        return proposal
 
     def judged(self, compiled: Compiled, attempt: Attempt, file: models.TemporaryModel) -> Trial:
         """Write a model that was built, and compare what a load of the file computes with the input model's outputs."""

@@ -93,8 +93,9 @@ def taught(operator: Any) -> Taught | None:
 
 def rules(backends: Sequence[Any]) -> list[RewriteRule]:
     """Return the rules that expand the operators which none of these backends converts."""
+    from tiacc.backends.base import asked
     def is_left(match: Match) -> bool | str:
-        owner = next((backend.name for backend in backends if backend.supports(match.node)), None)
+        owner = next((backend.name for backend in backends if asked(backend, "supports", match.node)), None)
         return owner is None or f"{owner} converts it"
 
     return [dataclasses.replace(item.rule, check=is_left) for item in _taught.values() if item.rule is not None]

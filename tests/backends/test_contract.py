@@ -229,6 +229,11 @@ class Useless(Planted):
         return Support(False, "never")
 
 
+class Raising(Planted):
+    def supports(self, node: fx.Node) -> Support:
+        raise KeyError(str(node.target))
+
+
 class Careless(Planted):
     """Raises what comes to hand for what it does not support."""
 
@@ -245,6 +250,7 @@ VIOLATIONS: list[tuple[str, str, type[Planted]]] = [
     ("identity", "test_identity", Nameless),
     ("supports-something", "test_supports_something", Useless),
     ("supports-is-pure", "test_supports_is_pure", Vague),
+    ("supports-is-pure", "test_supports_is_pure", Raising),
     ("supports-is-pure", "test_supports_is_pure", Fickle),
     ("supports-is-pure", "test_supports_is_pure", Marking),
     ("supported-is-built", "test_supported_is_built", Boastful),

@@ -41,6 +41,11 @@ SUPPORTED = Support(True)
 
 
 @dataclass(frozen=True)
+class Fault(Support):
+    """A no that a backend did not say: it raised, or answered with something else than a `Support`."""
+
+
+@dataclass(frozen=True)
 class BuildSpec:
     """What an engine is built for.
 
@@ -141,6 +146,36 @@ def register(cls: B) -> B:
     return cls
 
 
+def made(name: str) -> Backend:
+    """Return a backend, whether it can be used on this machine or not.
+
+    Raises:
+        RegistryError: No backend has this name.
+        BackendUnavailableError: It raises where it is made.
+    """
+    cls = backends.get(name)
+    try:
+        return cls()
+    except Exception as error:
+        raise BackendUnavailableError(f"the backend {name!r} cannot be used: its class {_raises(error)}") from error
+
+
+def asked(backend: Backend, question: str, *arguments: Any) -> Support:
+    """Return what a backend answers where it is asked by a method of its own, ``"supports"`` say; a `Fault` where it does not answer."""
+    try:
+        answer = getattr(backend, question)(*arguments)
+    except Exception as error:  # noqa: BLE001 - whatever the backend of another package raises
+        return Fault(False, f"its {question}() {_raises(error)}")
+    return answer if isinstance(answer, Support) else Fault(False, f"its {question}() returns {answer!r} and no Support; {_ADVICE}")
+
+
+_ADVICE = "tell its authors: tiacc.testing.BackendContract has a test for it"
+
+
+def _raises(error: Exception) -> str:
+    return f"raises {type(error).__name__}: {error}; {_ADVICE}"
+
+
 def require(name: str) -> Backend:
     """Return a backend that can be used on this machine.
 
@@ -148,8 +183,8 @@ def require(name: str) -> Backend:
         RegistryError: No backend has this name.
         BackendUnavailableError: Its library, driver or device is missing.
     """
-    backend = backends.get(name)()
-    support = backend.available()
+    backend = made(name)
+    support = asked(backend, "available")
     if not support:
         raise BackendUnavailableError(f"the backend {name!r} cannot be used here: {support.reason}")
     return backend

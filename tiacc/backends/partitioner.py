@@ -14,11 +14,11 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from tiacc.backends.base import Backend
+from tiacc.backends.base import Backend, Fault, asked
 from tiacc.graph import specs
 
 
@@ -60,11 +60,13 @@ class Partition:
         segments: The segments, in the order of execution.
         rejections: The nodes in none, in the order of the graph.
         order: Segments and single nodes, in an order in which they can run.
+        faults: What was wrong with the first answer that a backend did not give as it should, by its name.
     """
 
     segments: tuple[Segment, ...]
     rejections: tuple[Rejection, ...]
     order: tuple[Segment | fx.Node, ...]
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def partition(gm: fx.GraphModule, backends: Sequence[Backend], *, min_segment_nodes: int = 1) -> Partition:
@@ -77,13 +79,14 @@ def partition(gm: fx.GraphModule, backends: Sequence[Backend], *, min_segment_no
     """
     owner: dict[fx.Node, str | None] = {}
     refused: dict[fx.Node, dict[str, str]] = {}
+    faults: dict[str, str] = {}
     for node in gm.graph.nodes:
         if node.op != "call_function" or specs.is_scalar(node):
             continue
         if node.target is operator.getitem:
             owner[node] = owner[node.args[0]]
             continue
-        owner[node], refused[node] = _choose(node, backends)
+        owner[node], refused[node] = _choose(node, backends, faults)
     order: list[Segment | fx.Node] = []
     segments: list[Segment] = []
     rejections: dict[fx.Node, Rejection] = {}
@@ -102,7 +105,8 @@ def partition(gm: fx.GraphModule, backends: Sequence[Backend], *, min_segment_no
                 if backend is not None:
                     reasons = {**reasons, backend: f"its segment would have {operators} operators, fewer than {min_segment_nodes}"}
                 rejections[node] = Rejection(node, reasons, node.meta.get("source", ""))
-    return Partition(tuple(segments), tuple(rejections[node] for node in gm.graph.nodes if node in rejections), tuple(order))
+    rejected = tuple(rejections[node] for node in gm.graph.nodes if node in rejections)
+    return Partition(tuple(segments), rejected, tuple(order), faults)
 
 
 def without(partition: Partition, reasons: Mapping[int, str]) -> Partition:
@@ -127,20 +131,22 @@ def without(partition: Partition, reasons: Mapping[int, str]) -> Partition:
                 if node.target is not operator.getitem:
                     reason = {item.backend: reasons[item.index]}
                     rejections[node] = Rejection(node, reason, node.meta.get("source", ""))
-    return Partition(tuple(segments), tuple(rejections[node] for node in sorted(rejections)), tuple(order))
+    return Partition(tuple(segments), tuple(rejections[node] for node in sorted(rejections)), tuple(order), partition.faults)
 
 
-def _choose(node: fx.Node, backends: Sequence[Backend]) -> tuple[str | None, dict[str, str]]:
-    """Return the name of the first backend that takes a node, and why those before it do not."""
+def _choose(node: fx.Node, backends: Sequence[Backend], faults: dict[str, str]) -> tuple[str | None, dict[str, str]]:
+    """Return the name of the first backend that takes a node, and why those before it do not; note faults of theirs."""
     reasons: dict[str, str] = {}
     loose = _number_from_outside(node)
     for backend in backends:
         if loose is not None:
             reasons[backend.name] = f"it needs the number {loose.name}, which is not computed from a tensor of the graph"
             continue
-        support = backend.supports(node)
+        support = asked(backend, "supports", node)
         if support:
             return backend.name, reasons
+        if isinstance(support, Fault):
+            faults.setdefault(backend.name, support.reason)
         reasons[backend.name] = support.reason
     return None, reasons
 
