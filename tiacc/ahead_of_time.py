@@ -32,7 +32,7 @@ class AheadOfTimeJob(Job):
             else:
                 trial, compiled = None, self._built(attempt)
                 file.write(compiled.module)
-            self._describe(compiled)
+            self._describe(compiled, self.level)
             if not compiled.engines:
                 raise BuildError(f"nothing of the model can be built for {targets}: {_reasons(compiled)}")
             report.warnings.append(f"the engines were built for {targets} and were not run: there is no such GPU here")

@@ -22,7 +22,7 @@ from tiacc.passes.base import Fuel, Instrument, Pass, PassContext
 from tiacc.passes.cast_half import CastReport
 from tiacc.passes.expand_operators import BACKENDS
 from tiacc.passes.instruments import TimingInstrument
-from tiacc.precision import Precision, precision_of
+from tiacc.precision import Precision, operators_text, precision_of
 from tiacc.report import FallbackRow, PassRow, SegmentRow
 from tiacc.runtime import blob as envelope
 from tiacc.runtime import stitch
@@ -107,9 +107,22 @@ class Compiled:
         return next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in asked), None)
 
     @property
+    def why_nothing_is_half(self) -> str:
+        """Why nothing of the model computes in half precision where it was to."""
+        if self.precision is None:
+            return "nothing computes in half precision: the passes have no cast-half"
+        count = len(self.precision.kept)
+        why = f"what could, {operators_text(count)}, stays in float32" if count else "nothing of the input model computes in float32"
+        return f"nothing computes in {self.precision.half_dtype}: {why}"
+
+    @property
     def is_half(self) -> bool:
         """Whether anything computes in half precision."""
         return self.half_dtype is not None
+
+    def achieved_level(self, level: int) -> int:
+        """Return the optimization level that came of the one asked for; what the input model computes in is none of ours at level 0."""
+        return int(self.is_half and (level == 1 or self.half_dtype not in self.input_dtypes))
 
     @property
     def half_dtype(self) -> torch.dtype | None:

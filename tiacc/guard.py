@@ -78,6 +78,11 @@ class Guard:
         return copy.deepcopy(module) if self.keeps_state else module
 
     @property
+    def calls(self) -> list[Item]:
+        """All that models are called with: the data, and what tells whether results are stale."""
+        return [*self.data, *([] if self._varied is None else [self._varied])]
+
+    @property
     def shapes(self) -> str:
         """The shapes that are compared, as `samples.describe` writes them."""
         return samples.describe(self.data)[0]

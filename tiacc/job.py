@@ -18,7 +18,8 @@ from tiacc.errors import AccuracyError, ExportError, ImportGraphError, InvalidAr
 from tiacc.guard import Guard
 from tiacc.measure import Accuracy
 from tiacc.options import Options
-from tiacc.planning import half_of, plan_of
+from tiacc.planning import half_of, plan_of, without_effect
+from tiacc.precision import operators_text
 from tiacc.progress import Progress
 from tiacc.repair import Repair
 from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport
@@ -123,6 +124,7 @@ class Job:
             self.model = models.on_device(self.model, device)
         home = device if not settings.target else torch.device("cpu")
         self.guard = Guard(self.model, inputs, home, measure.Judge(settings.accuracy_check))
+        self.report.warnings.extend(without_effect(level, device, settings))
         self.timed_item = self.guard.data[_typical(inputs)]
         self._baseline: Latency | None = None
 
@@ -189,6 +191,8 @@ class Job:
         if not (trial.compiled.passes or trial.compiled.segments):
             report.actions.append(f"{attempt.name}: not used, it leaves the model as it is")
             return None
+        if attempt.level == 1 and not trial.compiled.is_half:
+            report.actions.append(f"{attempt.name}: {trial.compiled.why_nothing_is_half}")
         trial = costs.cheaper(self, trial, file, self.settings.timing_seconds or self._short_seconds)
         baseline, optimized = self._time(trial.model)
         if baseline.p50_ms < LEAST_GAIN * optimized.p50_ms:
@@ -210,7 +214,9 @@ class Job:
             return attempt
         count = sum(map(len, keep.values()))
         if count:
-            self.report.actions.append(f"{attempt.name}: the values of {count} operators do not fit in float16; these are kept in float32")
+            self.report.actions.append(
+                f"{attempt.name}: the values of {operators_text(count)} do not fit in float16; kept in float32 from the start"
+            )
         return dataclasses.replace(attempt, keep_fp32=keep)
 
     def make(self, attempt: Attempt, file: models.TemporaryModel) -> Trial | None:
@@ -242,7 +248,7 @@ class Job:
             trial.failure = str(error)
             return trial
         if not trial.error <= trial.tolerance:
-            trial.failure = f"the relative error {trial.error:.2g} is above the tolerance {trial.tolerance:.2g}"
+            trial.failure = trial.accuracy.against(trial.tolerance)
         return trial
 
     def _load(self, compiled: Compiled, file: models.TemporaryModel) -> torch.jit.ScriptModule:
@@ -265,11 +271,13 @@ class Job:
             return compiled.accepted_half
         if self.device.type == "cuda" and torch.backends.cudnn.allow_tf32 and not self.settings.target:
             return "tf32"
-        return torch.float64 if set(compiled.dtypes) == {torch.float64} else torch.float32
+        types = {dtype for dtype in {*compiled.dtypes, *compiled.input_dtypes} if dtype.is_floating_point}
+        return torch.float64 if types == {torch.float64} else torch.float32
 
     def _reject(self, attempt: Attempt, reason: str) -> None:
         if self.settings.on_accuracy_failure == "raise":
-            raise AccuracyError(f"{attempt.name}: {reason}")
+            _, unlike = self._compared_with_itself(self.model)
+            raise AccuracyError("; ".join((f"{attempt.name}: {reason}", *unlike)))
         self.report.actions.append(f"{attempt.name}: not used, {reason}")
 
     @property
@@ -302,7 +310,7 @@ class Job:
     def _fill(self, trial: Trial, baseline: Latency, optimized: Latency) -> None:
         report = self.report
         assert trial.accuracy is not None
-        self._describe(trial.compiled)
+        self._describe(trial.compiled, trial.attempt.level)
         report.baseline_latency, report.optimized_latency = baseline, optimized
         report.optimization_result = OptimizationResult.of(baseline, optimized)
         if self.device.type == "cuda":
@@ -318,13 +326,13 @@ class Job:
         report = self.report
         report.outputs, report.accuracy_check, report.tolerance = accuracy.outputs, accuracy.check, tolerance
 
-    def _describe(self, compiled: Compiled) -> None:
+    def _describe(self, compiled: Compiled, level: int) -> None:
         """Put what was done to the model into the report."""
         report = self.report
-        report.achieved_level = int(compiled.is_half)
+        report.achieved_level = compiled.achieved_level(level)
         report.passes, report.segments, report.fallbacks = compiled.passes, compiled.segments, compiled.fallbacks
         report.graph = compiled.graph
-        report.precision = compiled.precision if compiled.is_half else None
+        report.precision = compiled.precision
         report.warnings.extend(compiled.warnings)
 
     def _keep_input(self, file: models.TemporaryModel) -> torch.jit.ScriptModule:
@@ -333,12 +341,25 @@ class Job:
         file.write(self.model)
         output_model = file.load(self.device)
         report.actions.append("the input model was kept as it is: speed-up 1.00")
-        accuracy = self.guard.compare(output_model)
+        accuracy, unlike = self._compared_with_itself(output_model)
+        report.warnings.extend(unlike)
         latency = self._baseline or self._time_input()
         report.baseline_latency = report.optimized_latency = latency
         report.optimization_result = OptimizationResult.of(latency, latency)
         self._tell(accuracy, self.settings.tolerance_for(torch.float32))
         return output_model
+
+    def _compared_with_itself(self, model: torch.jit.ScriptModule) -> tuple[Accuracy, list[str]]:
+        """Return how far the input model is from what it gave before, and what the user should know of that."""
+        told = "the input model gives other results in another call with the same data, so that no model can be compared with it"
+        if self.settings.accuracy_check is not None:
+            told = "accuracy_check does not accept the input model itself, in another call with the same data"
+        try:
+            accuracy = self.guard.compare(model)
+        except AccuracyError as error:
+            return Accuracy(), [f"{told}: {error}"]
+        tolerance = self.settings.tolerance_for(torch.float32)
+        return accuracy, [] if accuracy.error <= tolerance else [f"{told}: {accuracy.against(tolerance)}"]
 
     def _time_input(self) -> Latency:
         item, model = models.cloned(self.timed_item), self.guard.fresh(self.model)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tiacc import models
 from tiacc.errors import AccuracyError, InvalidArgumentError
 from tiacc.report import Latency, OutputError
 
@@ -71,6 +72,17 @@ class Accuracy:
         """What the tolerance bounds: what the user's own check says, else the largest relative error of an output."""
         return largest(self.outputs) if self.check is None else self.check
 
+    def against(self, tolerance: float) -> str:
+        """Return where the error is, above a tolerance or near it, as a sentence."""
+        where = f"{'near' if self.error <= tolerance else 'above'} the tolerance {tolerance:.2g}"
+        if self.check is not None:
+            return f"what accuracy_check gives, {self.check:.2g}, is {where}"
+        if math.isfinite(self.error):
+            return f"the relative error {self.error:.2g} is {where}"
+        if any(math.isinf(output.max_abs) for output in self.outputs):
+            return "an output is not finite where the input model's is, or the other way round, which no tolerance allows"
+        return "an output is not 0 where all of the input model's is, which no tolerance allows"
+
     def worst(self, other: Accuracy) -> Accuracy:
         """Return the larger of each error of two."""
         checks = [item.check for item in (self, other) if item.check is not None]
@@ -100,7 +112,7 @@ class Judge:
         if self.check is None:
             return Accuracy(outputs)
         try:
-            found = self.check(reference, candidate)
+            found = self.check(models.cloned(reference), models.cloned(candidate))  # which it may write into
             return Accuracy(outputs, float(found))
         except Exception as error:  # the user's function may raise anything
             raise InvalidArgumentError(

@@ -16,7 +16,7 @@ from tiacc import measure, models
 from tiacc.backends.reference import own
 from tiacc.errors import AccuracyError, TiaccError
 from tiacc.oracle import is_half, run_in_float32
-from tiacc.precision import SHOWN, Precision, SensitivityRow
+from tiacc.precision import SHOWN, Precision, SensitivityRow, operators_text
 from tiacc.repair import HALF_SHARE, MARGIN, Repairer
 from tiacc.runtime import ops, stitch
 
@@ -84,7 +84,7 @@ def tell(precision: Precision, trial: Trial) -> None:
 
 def _without_wrong_engines(job: Job, trial: Trial, file: models.TemporaryModel) -> Trial | None:
     """Leave the segments in Torch whose engines are off from what torch gives for the same inputs."""
-    distrusted = _wrong_engines(trial.compiled, job.guard.data, trial.tolerance)
+    distrusted = _wrong_engines(trial.compiled, job.guard.calls, trial.tolerance)
     if not distrusted:
         return trial
     job.report.actions.append(f"{trial.attempt.name}: {trial.failure}")
@@ -182,6 +182,8 @@ class CheckedEngine:
         """Return what is wrong with the engine, or an empty string."""
         if self._failure or self._error <= tolerance:
             return self._failure
+        if math.isinf(self._error):
+            return "its engine gives NaN, infinity or zeros where torch gives numbers for the same inputs, or the other way round"
         return f"its engine is off by {self._error:.2g} from what torch gives for the same inputs"
 
     def serialize(self) -> bytes:
@@ -213,17 +215,19 @@ def _with_more_float32(job: Job, trial: Trial, file: models.TemporaryModel) -> T
             job.report.actions.append(f"{name}: the repair failed: {models.reason_of(error)}")
             break
         if repair.after > tolerance:
-            if best.failure:
+            if best.failure and time.perf_counter() > end:
                 job.report.actions.append(f"{name}: no repair was found in the {budget:g} s of accuracy_budget_seconds")
+            elif best.failure:
+                kept = operators_text(sum(map(len, repair.keep.values())))
+                job.report.actions.append(f"{name}: no repair was found; with {kept} in float32 the error is still {repair.after:.2g}")
             break
         if not repair.keep or repair.keep == last.attempt.keep_fp32:
             break
         if not best.failure and repair.half_share < HALF_SHARE:
             break  # it is within the tolerance: a margin is not worth so much
-        job.report.actions.append(
-            f"{name}: the relative error {best.error:.2g} is {'above' if best.failure else 'near'} the tolerance {tolerance:.2g}; "
-            f"kept in float32: {sum(map(len, repair.keep.values()))} operators"
-        )
+        kept = operators_text(sum(map(len, repair.keep.values())))
+        told = best.failure if best.accuracy is None else best.accuracy.against(tolerance)
+        job.report.actions.append(f"{name}: {told}; kept in float32: {kept}")
         again = job.make(dataclasses.replace(trial.attempt, keep_fp32=copy.deepcopy(repair.keep)), file)
         if again is None:
             break

@@ -66,7 +66,7 @@ class Options:
         fuel: The number of rewrites that passes may make, all together, to bisect which one breaks a model. None: any.
         instruments: What watches the passes run; see `tiacc.passes.instruments`.
         tolerance: The largest relative error of an output: one number, or a table like `DEFAULT_TOLERANCE`, which gives the
-            values that it lacks. None: that table.
+            values that it lacks; its keys may be dtypes, too. None: that table.
         on_accuracy_failure: What happens when an output is off by more: ``"repair"`` keeps the guilty operators in float32,
             then in Torch, and tells in the report; ``"raise"`` raises `AccuracyError`.
         accuracy_check: How far the outputs of the optimized model are from the input model's, as the user counts it: called as
@@ -235,11 +235,13 @@ def _is_pass(value: Any) -> bool:
 def _tolerance(name: str, value: Any) -> Mapping[str, float] | float | None:
     if value is None or not isinstance(value, Mapping):
         return None if value is None else _number(name, value)
+    table = {}
     for key, number in value.items():
-        if key not in DEFAULT_TOLERANCE:
+        word = str(HALF_TYPES.get(key, key)).removeprefix("torch.")
+        if word not in DEFAULT_TOLERANCE:
             raise _wrong(name, value, f"a table with the keys {', '.join(DEFAULT_TOLERANCE)}, of which {key!r} is none")
-        _number(f"{name}[{key!r}]", number)
-    return {key: float(number) for key, number in value.items()}
+        table[word] = _number(f"{name}[{key!r}]", number)
+    return table
 
 
 def _target(name: str, value: Any) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from tiacc.graph.importer import Assumed
 from tiacc.options import Options
 from tiacc.passes import edits, pipelines
 from tiacc.passes.base import Pass
+from tiacc.passes.cast_half import CastHalf
+from tiacc.passes.manager import PassManager
 from tiacc.samples import ModelInputs
 from tiacc.shapes import combined_profiles
 
@@ -61,6 +63,23 @@ def plan_of(
             **({"neutral_names": True} if settings.neutral_names else {}),
         },
     )
+
+
+def without_effect(level: int, device: torch.device, settings: Options) -> list[str]:
+    """Return a sentence for each option of half precision that has been given and has no effect."""
+    given = [name for name in ("keep_fp32", "half_dtype") if getattr(settings, name)]
+    if level == 0:
+        return [f"{name} has no effect at optimization_level=0" for name in given]
+    pipeline = _pipeline(level, device, half_of(device, settings), settings)
+    passes = pipeline.leaves() if isinstance(pipeline, PassManager) else (pipeline,)
+    casts = [pass_ for pass_ in passes if isinstance(pass_, CastHalf)]
+    kept = {pattern for cast in casts for pattern in cast.keep_fp32}
+    lost = {"keep_fp32": not kept.issuperset(settings.keep_fp32), "half_dtype": settings.half_dtype not in {cast.dtype for cast in casts}}
+    return [
+        f"{name} has no effect on passes that you have chosen: give it to the pass, as in 'cast-half{{keep_fp32=softmax}}'"
+        for name in given
+        if lost[name]
+    ]
 
 
 def half_of(device: torch.device, settings: Options) -> torch.dtype:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tiacc.precision import operators_text
+
 if TYPE_CHECKING:
     from tiacc.report import FallbackRow, Latency, OptimizedReport
 
@@ -64,7 +66,7 @@ def sections(report: OptimizedReport) -> list[Section]:
         Section("Done about it", notes=report.actions),
         Section("Passes", ("changes", "ms"), [*_pass_rows(report)]),
         Section("Segments", ("operators", "dtype", "build ms", "size", "in and out"), [*_segment_rows(report)]),
-        Section(f"Left in Torch: {_operators(len(report.fallbacks))}", notes=[*_fallback_notes(report.fallbacks)]),
+        Section(f"Left in Torch: {operators_text(len(report.fallbacks))}", notes=[*_fallback_notes(report.fallbacks)]),
         Section("Software", notes=[", ".join(f"{item.software} {item.version}" for item in report.software_environment)]),
         Section("Warnings", notes=report.warnings),
     ]
@@ -158,10 +160,6 @@ def _fallback_notes(fallbacks: Iterable[FallbackRow]) -> Iterator[str]:
         where = f" (at {', '.join(sources[:3])}{', ...' if len(sources) > 3 else ''})" if sources else ""
         why = "; ".join(f"{backend}: {reason}" for backend, reason in reasons) or "not offered to a backend"
         yield f"{len(rows)} \N{MULTIPLICATION SIGN} {op}: {why}{where}"
-
-
-def _operators(count: int) -> str:
-    return "1 operator" if count == 1 else f"{count:,} operators"
 
 
 def _section_lines(section: Section) -> Iterator[str]:

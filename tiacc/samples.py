@@ -188,7 +188,7 @@ def oddities(data: Sequence[Item]) -> list[str]:
     for index, item in enumerate(data):
         for where, tensor in _leaves(index, item):
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                found.append(f"{where} contains NaN or infinity; outputs that follow from it cannot be compared")
+                found.append(f"{where} contains NaN or infinity: what does not hand these on as the input model does is not used")
             elif tensor.is_floating_point() and not tensor.any():
                 found.append(f"{where} is all zeros, which hides errors; real data would say more")
     return found
