@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import operator
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,6 +52,7 @@ class LoadedEngine:
         self._run = engine.run
         self._dtypes = [spec.dtype for spec in header.inputs]
         self._device = header.device
+        self._is_there = _is_on(header.device)
         self._checked: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -61,7 +63,7 @@ class LoadedEngine:
         """
         shapes = tuple([tensor.shape for tensor in inputs])
         for tensor, dtype in zip(inputs, self._dtypes):
-            if tensor.dtype is not dtype or tensor.device.type != self._device:
+            if tensor.dtype is not dtype or not self._is_there(tensor):
                 raise ShapeOutOfRangeError(self._complaint(inputs))
         if shapes not in self._checked:
             if not self._admits(shapes):
@@ -95,6 +97,12 @@ class LoadedEngine:
             f"the inputs of an engine of {self.header.backend} have shapes {[tuple(tensor.shape) for tensor in inputs]}, and the engine "
             f"takes these sets of shapes: {taken}; optimize again with input_shapes that include this one"
         )
+
+
+def _is_on(device: str) -> Callable[[torch.Tensor], bool]:
+    """Return what tells whether a tensor is on a type of device: without an object, as `Tensor.device` makes one, where torch has that."""
+    name = f"is_{device}"
+    return operator.attrgetter(name) if hasattr(torch.Tensor, name) else lambda tensor: tensor.device.type == device
 
 
 def attach(blob: torch.Tensor, engine: Engine, device: str) -> None:

@@ -113,7 +113,7 @@ class Exits:
     """
 
     def __init__(self, outputs: Sequence[tuple[Ref, torch.dtype]], places: Sequence[torch.Tensor]) -> None:
-        self._made = [(ref.shape, dtype) for ref, dtype in outputs]
+        self._made = [(ref.shape, dtype, place.device) for (ref, dtype), place in zip(outputs, places)]
         self._places = list(places)
         outsides = [_outside(ref.shape, dtype) for ref, dtype in outputs]
         storages = [_storage(ref, place) for (ref, _), place in zip(outputs, places)]
@@ -127,7 +127,7 @@ class Exits:
 
     def bring_out(self, stream: int) -> list[torch.Tensor]:
         """Return new tensors for the caller."""
-        made = [torch.empty(shape, dtype=dtype, device=place.device) for (shape, dtype), place in zip(self._made, self._places)]
+        made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in self._made]
         for launch, sources in self._launches:
             launch(stream, *(tensor for index, storage in sources for tensor in (made[index], storage)))
         for index in self._others:

@@ -144,14 +144,14 @@ class CudnnEngine:
         Raises:
             BackendUnavailableError: There is no CUDA device, or cuDNN's frontend is not installed.
         """
-        device = inputs[0].device
-        if device.type != "cuda":
+        if not inputs[0].is_cuda:
             support = library.availability()
             hint = "move the inputs there" if support else support.reason
-            raise BackendUnavailableError(f"this engine runs on a GPU, and its input is on {device}; {hint}")
+            raise BackendUnavailableError(f"this engine runs on a GPU, and its input is on {inputs[0].device}; {hint}")
         inputs = [tensor.detach() if tensor.requires_grad else tensor for tensor in inputs]
-        stream = torch_compat.current_stream(device.index)
-        key = (tuple([tensor.shape for tensor in inputs]), device.index, stream)
+        device = inputs[0].get_device()
+        stream = torch_compat.current_stream(device)
+        key = (tuple([tensor.shape for tensor in inputs]), device, stream)
         if torch.cuda.is_current_stream_capturing():
             with torch.cuda.device(device), torch.no_grad():
                 return self._recorded(inputs)
