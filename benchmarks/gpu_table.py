@@ -37,6 +37,16 @@ START_TABLE = """`{file}`: commit {commit}, {date}, {device}
 |---|---|---|---|---|---|---|---|---|
 {rows}"""
 
+AGAIN = """### On another host
+
+At small batches a call waits for its host: the same rows there, with one such GPU.
+
+`{file}`: commit {commit}, {date}. {note}
+
+| model, input | batch | {columns} |
+|---|---|{lines}|
+{rows}"""
+
 STEPS = """### Where the time goes
 
 Steps of an engine timed alone, each in a CUDA graph that repeats it, beside the least that its bytes at the speed of a copy, or its
@@ -92,17 +102,19 @@ BARS = (("eager_fp16_graph", "eager float16, CUDA graph", "#9aa5b1"), ("compile_
 OURS = ("tiacc_level1", "tiacc level 1", "#2f7d5b")
 
 
-def sections(paths: Sequence[Path], starts: Sequence[Path] = (), steps: Sequence[Path] = ()) -> str:
+def sections(paths: Sequence[Path], again: Sequence[Path] = (), starts: Sequence[Path] = (), steps: Sequence[Path] = ()) -> str:
     """Return the part of the page on GPUs, and write the pictures.
 
     Args:
         paths: The files of results, the oldest first; the newest of each GPU is shown.
+        again: More of them, from other hosts, likewise.
         starts: Those of `benchmarks.gpu_start`, likewise.
         steps: Those of `benchmarks.gpu_steps`, likewise.
     """
     found = [_section(path, record).rstrip() for path, record in _newest(paths)]
     if not found:
         return NONE
+    found += [_again(path, record) for path, record in _newest(again)]
     if starts:
         found.append(START.format(tables="\n\n".join(_start(path, record) for path, record in _newest(starts))))
     if steps:
@@ -116,6 +128,12 @@ def _newest(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
     records = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     newest = {record["device"]: (path, record) for path, record in records}
     return [newest[device] for device in sorted(newest)]
+
+
+def _again(path: Path, record: dict[str, Any]) -> str:
+    rows = "\n".join(map(_line, sorted(record["rows"], key=_order)))
+    told = {key: record[key] for key in ("commit", "date", "note")}
+    return AGAIN.format(file=path.name, columns=" | ".join(COLUMNS), lines="|".join("---" for _ in COLUMNS), rows=rows, **told)
 
 
 def _start(path: Path, record: dict[str, Any]) -> str:
