@@ -11,10 +11,12 @@ import torch
 from torch import fx, nn
 
 import tiacc
+from tests.test_guard import stale
 from tiacc import cli, debug
 from tiacc.backends import base
 from tiacc.backends.reference import ReferenceBackend
 from tiacc.passes.base import Pass, PassContext, PassResult
+from tiacc.passes.base import passes as passes_registered
 
 aten = torch.ops.aten
 
@@ -105,12 +107,131 @@ def test_the_operator_is_found(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_
     assert (found.kind, found.culprit) == ("engine", "wrong-tanh")
     assert len(found.nodes) == 1 and "aten.tanh" in found.nodes[0]
     assert 5e-3 < found.error < 2e-2
-    script = (tmp_path / "reproduce.py").read_text()
-    # What was written is enough: in this process, where the backend is registered, it raises.
     with pytest.raises(tiacc.errors.AccuracyError):
-        exec(compile(script, str(tmp_path / "reproduce.py"), "exec"), {"__file__": str(tmp_path / "reproduce.py")})
+        run(tmp_path)
     monkeypatch.setattr(WrongTanh, "build", ReferenceBackend.build)
-    exec(compile(script, str(tmp_path / "reproduce.py"), "exec"), {"__file__": str(tmp_path / "reproduce.py")})
+    run(tmp_path)
+
+
+def run(directory: Path) -> None:
+    """Run what was written, in this process, where passes and backends of this file are registered."""
+    path = directory / "reproduce.py"
+    exec(compile(path.read_text(), str(path), "exec"), {"__file__": str(path)})
+
+
+class Raises(Pass):
+    """Fails at the second ReLU."""
+
+    name = "raises"
+
+    def apply(self, gm: fx.GraphModule, ctx: PassContext) -> PassResult:
+        changes = 0
+        for node in gm.graph.find_nodes(op="call_function", target=aten.relu.default):
+            if not ctx.spend():
+                break
+            changes += 1
+            if changes == 2:
+                raise RuntimeError(f"no idea what to do with {node}")
+        return PassResult(gm, changes)
+
+
+def test_a_pass_that_raises_is_found(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(passes_registered._items, "raises", Raises)
+    found = debug.bisect(model, ["4*16"], backend="reference", passes=["fold-constants", Raises()], directory=tmp_path)
+    assert (found.kind, found.culprit, found.fuel, found.error) == ("pass", "raises", 2, float("inf"))
+    assert "the pass raises, rewrite 2 of all: " in str(found) and "no idea what to do with relu" in str(found)
+    with pytest.raises(SystemExit, match="no idea what to do"):
+        run(tmp_path)
+    monkeypatch.setattr(Raises, "apply", lambda self, gm, ctx: PassResult(gm, 0))
+    run(tmp_path)
+
+
+class WrongWhereSizesVary(Pass):
+    """Drops the tanh where a size is not known."""
+
+    name = "wrong-where-sizes-vary"
+
+    def apply(self, gm: fx.GraphModule, ctx: PassContext) -> PassResult:
+        (node,) = gm.graph.find_nodes(op="call_function", target=aten.tanh.default)
+        if all(isinstance(size, int) for size in node.meta["val"].shape) or not ctx.spend():
+            return PassResult(gm, 0)
+        node.replace_all_uses_with(node.args[0])
+        gm.graph.erase_node(node)
+        return PassResult(gm, 1)
+
+
+def test_a_fault_at_sizes_that_vary_is_reproduced(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(passes_registered._items, "wrong-where-sizes-vary", WrongWhereSizesVary)
+    options = {"backend": "reference", "passes": [WrongWhereSizesVary()], "tolerance": 1e-4}
+    data = [(torch.randn(4, 16),)]
+    assert debug.bisect(model, ["4*16"], test_data=data, **options).kind == "nothing"
+    found = debug.bisect(model, [{"range": ["1*16", "8*16"]}], test_data=data, directory=tmp_path, **options)
+    assert (found.culprit, found.fuel) == ("wrong-where-sizes-vary", 1)
+    with pytest.raises(tiacc.errors.AccuracyError, match=r"tolerance 0\.0001"):
+        run(tmp_path)
+
+
+def test_the_users_own_check_says_what_is_wrong(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def signs(reference: torch.Tensor, candidate: torch.Tensor) -> float:
+        return float((reference.sign() != candidate.sign()).float().mean())
+
+    class Negates(ThirdIsWrong):
+        name = "negates"
+
+        def apply(self, gm: fx.GraphModule, ctx: PassContext) -> PassResult:
+            (node,) = gm.graph.find_nodes(op="call_function", target=aten.tanh.default)
+            if not ctx.spend():
+                return PassResult(gm, 0)
+            node.target = aten.neg.default
+            return PassResult(gm, 1)
+
+    monkeypatch.setitem(passes_registered._items, "negates", Negates)
+    monkeypatch.setitem(passes_registered._items, "third-is-wrong", ThirdIsWrong)
+    options = {"backend": "reference", "accuracy_check": signs, "tolerance": 0.5}
+    found = debug.bisect(model, ["4*16"], passes=[ThirdIsWrong(), Negates()], directory=tmp_path, **options)
+    assert (found.culprit, found.fuel, found.error) == ("negates", 7, 1.0)
+    with pytest.raises(tiacc.errors.AccuracyError):
+        run(tmp_path)
+    assert debug.bisect(model, ["4*16"], passes=[ThirdIsWrong()], **options).kind == "nothing"
+
+
+def test_a_fault_at_a_shape_that_the_data_lack_is_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class WrongAtOne(ReferenceBackend):
+        name = "wrong-at-one"
+
+        def load(self, payload: bytes) -> Any:
+            engine = super().load(payload)
+            right = engine.run
+            engine.run = lambda inputs: [output * (2 if len(inputs[0]) == 1 else 1) for output in right(inputs)]  # type: ignore[method-assign]
+            return engine
+
+    monkeypatch.setitem(base.backends._items, "wrong-at-one", WrongAtOne)
+    shapes, data = [{"range": ["1*16", "8*16"]}], [(torch.randn(4, 16),)]
+    found = debug.bisect(model, shapes, test_data=data, backend="wrong-at-one")
+    assert found.kind == "engine" and found.error == pytest.approx(1)
+
+
+def test_a_stale_engine_is_found(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Stale(ReferenceBackend):
+        name = "stale"
+
+        def load(self, payload: bytes) -> Any:
+            engine = super().load(payload)
+            engine.run = stale(engine.run)  # type: ignore[method-assign]
+            return engine
+
+    monkeypatch.setitem(base.backends._items, "stale", Stale)
+    found = debug.bisect(model, ["4*16"], backend="stale", directory=tmp_path)
+    assert found.kind == "engine" and "the engine of stale: its engine is off by" in str(found)
+    with pytest.raises(tiacc.errors.AccuracyError, match="the same for other inputs"):
+        run(tmp_path)
+
+
+def test_small_errors_that_add_up_are_called_that(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiacc.mending.CheckedEngine.complaint", lambda self, tolerance: "")
+    monkeypatch.setitem(base.backends._items, "wrong-tanh", WrongTanh)
+    found = debug.bisect(model, ["4*16"], backend="wrong-tanh")
+    assert found.kind == "nothing" and "no engine by itself" in str(found) and "0.01" in str(found)
 
 
 def test_an_engine_that_fails_is_found(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +250,7 @@ def test_an_engine_that_fails_is_found(model: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(base.backends._items, "failing", Failing)
     found = debug.bisect(model, ["4*16"], backend="failing")
     assert found.kind == "engine" and found.error == float("inf") and len(found.nodes) == 1
+    assert "the engine of failing: its engine fails: no, from these operators on: " in str(found)
 
 
 def test_the_command(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

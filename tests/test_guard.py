@@ -328,6 +328,28 @@ def test_a_stale_result_among_calls_of_different_shapes_is_found(monkeypatch: py
     assert not report.segments, "stale results were reported as fine"
 
 
+class NearlyConstant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(12)
+        self.linear = nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 100 + self.linear(x)
+
+
+@pytest.mark.parametrize("half", [None, "bf16"])
+def test_a_stale_result_is_found_where_little_changes(half: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of float32, half a percent is enough; bfloat16 may not show it."""
+    monkeypatch.setitem(base.backends._items, "faulty", backend_with(stale))
+    model, x = torch.jit.script(NearlyConstant().eval()), torch.randn(4, 16)
+    change = measure.compare(model(x), model(x.flatten().flip(0).view(4, 16)))[0].rel_norm
+    assert 3e-3 < change < 1.5e-2
+    options = {"backend": "faulty", "timing_seconds": 0.05, "half_dtype": half}
+    _, report = tiacc.optimize(model, int(half is not None), 1, test_data=[(x,)], **options)
+    assert bool(report.segments) == (half is not None), report.actions
+
+
 class Late(nn.Module):
     """Right in its first calls, as an engine may be that replays a graph of its kernels from the third on."""
 

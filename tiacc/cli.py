@@ -1,4 +1,4 @@
-"""The command line: ``tiacc optimize | explain | report | inspect | passes | backends``.
+"""The command line: ``tiacc optimize | explain | report | bisect | inspect | passes | backends``.
 
 The result goes to stdout, all else to stderr. Exit codes: 0 done, 1 refused with an error of tiacc's, 2 wrong usage, 3 an
 error that tiacc did not foresee, 130 interrupted.

@@ -6,7 +6,6 @@ outputs are right. If all of them are right, each engine is compared with its ow
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -23,12 +22,18 @@ from tiacc.backends import partitioner
 from tiacc.backends.base import Backend, BuildSpec, Profile
 from tiacc.backends.reference import own
 from tiacc.compiler import Compiled, Plan, build, propose
-from tiacc.errors import BuildError, TiaccError
+from tiacc.errors import AccuracyError, BuildError, ExportError, PassError
 from tiacc.graph import exporter, specs
+from tiacc.guard import Guard
 from tiacc.options import Options
+from tiacc.passes.base import Pass, PassResult
 from tiacc.passes.manager import PassManager
 from tiacc.planning import half_of, plan_of
 from tiacc.runtime import modes, stitch
+from tiacc.samples import ModelInputs
+
+MOST_FUEL = 1 << 32
+"""More rewrites than any pipeline makes."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,14 @@ class Finding:
     """What makes a model wrong.
 
     Attributes:
-        kind: ``"pass"``, ``"engine"``, or ``"nothing"`` where the outputs are within the tolerance.
+        kind: ``"pass"``, ``"engine"``, or ``"nothing"`` where no pass and no engine by itself is off by more than the tolerance.
         culprit: The name of the pass or of the backend; empty for nothing.
-        error: The error of the outputs with it.
+        error: The error of the outputs with it; infinity where it fails.
         fuel: The number of rewrites with which the outputs are wrong, and with one less right; None where it is no rewrite, or where the
             pass does not count its rewrites.
         nodes: The operators of the smallest part of an engine that is wrong.
         directory: Where the reproduction was written: ``python DIRECTORY/reproduce.py``; None where none was asked for.
+        failure: What else is to be said: how it fails, or that all together are off by more than the tolerance; or an empty string.
     """
 
     kind: str
@@ -51,15 +57,18 @@ class Finding:
     fuel: int | None = None
     nodes: tuple[str, ...] = ()
     directory: Path | None = None
+    failure: str = ""
 
     def __str__(self) -> str:
+        told = f"the error of the outputs is {self.error:.2g}"
         if self.kind == "nothing":
-            return f"nothing is wrong: the error of the outputs is {self.error:.2g}"
+            return f"{self.failure or 'nothing is wrong'}: {told}"
         if self.kind == "pass":
             where = "" if self.fuel is None else f", rewrite {self.fuel} of all"
-            text = f"the pass {self.culprit}{where}: the error of the outputs is {self.error:.2g}"
+            text = f"the pass {self.culprit}{where}: {self.failure or told}"
         else:
-            text = f"the engine of {self.culprit} is off by {self.error:.2g}, from these operators on: {', '.join(self.nodes)}"
+            off = self.failure or f"it is off by {self.error:.2g}"
+            text = f"the engine of {self.culprit}: {off}, from these operators on: {', '.join(self.nodes)}"
         return text if self.directory is None else f"{text}; python {self.directory / 'reproduce.py'} shows it"
 
 
@@ -84,7 +93,7 @@ def bisect(
         device_type: As for `optimize`.
         test_data: As for `optimize`.
         directory: Where to write a reproduction that runs by itself. None: nowhere.
-        options: As for `optimize`; `Options.tolerance` says what is wrong.
+        options: As for `optimize`; `Options.tolerance`, and `Options.accuracy_check` for the outputs of the model, say what is wrong.
         **fields: As for `optimize`.
 
     Raises:
@@ -98,97 +107,162 @@ def bisect(
     candidates, _ = api.choose_backends(settings, device)
     inputs = samples.resolve_inputs(input_shapes, test_data, settings.seed)
     model, _ = models.load_model(input_model, inputs.data)
-    tolerance = settings.tolerance_for(half_of(device, settings) if level else torch.float32)
+    arithmetic = half_of(device, settings) if level else torch.float32
     plan = plan_of(model, inputs, level, device, settings, candidates)
-    data = [models.moved(item, device) for item in inputs.data]
     if device.type == "cuda":
         model = models.on_device(model, device)
-    return _find(model, plan, data, tolerance, None if directory is None else Path(directory))
+    guard = Guard(model, inputs, device, measure.Judge(settings.accuracy_check))
+    guard.run_references()
+    path = None if directory is None else Path(directory)
+    return _Search(model, plan, inputs, guard, arithmetic, settings.tolerance_for(arithmetic), path).find()
 
 
-def _find(
-    model: torch.jit.ScriptModule,
-    plan: Plan,
-    data: Sequence[Any],
-    tolerance: float,
-    directory: Path | None = None,
-) -> Finding:
-    """Find what makes a model wrong.
+class _Search:
+    """A search for what makes a model wrong.
 
-    Args:
+    Attributes:
         model: The input model.
         plan: What is done to it.
-        data: What it is called with: a tuple of arguments a call.
-        tolerance: The largest relative error of an output that is right.
+        inputs: What the user calls it with.
+        guard: What it gives, and for what.
+        arithmetic: The least precise type that it is to compute in.
+        tolerance: The largest error that is right.
         directory: Where to write a reproduction; made if it is not there. None: nowhere.
-
-    Raises:
-        TiaccError: The model cannot be imported.
     """
-    original = copy.deepcopy(model)
-    references = [models.run_checked(original, item, index) for index, item in enumerate(data)]
 
-    def error_of(passes: Plan) -> float:
+    def __init__(
+        self,
+        model: torch.jit.ScriptModule,
+        plan: Plan,
+        inputs: ModelInputs,
+        guard: Guard,
+        arithmetic: torch.dtype,
+        tolerance: float,
+        directory: Path | None,
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.inputs = inputs
+        self.guard = guard
+        self.arithmetic = arithmetic
+        self.tolerance = tolerance
+        self.directory = directory
+        self._failure = ""
+
+    def find(self) -> Finding:
+        """Find it.
+
+        Raises:
+            TiaccError: The model cannot be imported.
+        """
+        unlike = self._error(self.model)
+        if unlike > self.tolerance:
+            return Finding("nothing", error=unlike, failure="the input model gives other results in another call with the same data")
+        in_torch = dataclasses.replace(self.plan, backends=())
+        if self._error_of(in_torch) > self.tolerance:
+            return self._wrong_pass(in_torch)
+        compiled = build(propose(self.model, self.plan), self.plan)
+        error = self._error(compiled.module)  # before its engines are watched
+        for place, check in enumerate(mending.checked_engines(compiled, self.guard.calls)):
+            if check.complaint(self.tolerance):
+                return _wrong_engine(compiled, place, check, self.plan, self.tolerance, self.directory)
+        told = "no pass and no engine by itself is off by more than the tolerance, and all together are"
+        return Finding("nothing", error=error, failure=told if error > self.tolerance else "")
+
+    def _error(self, module: torch.jit.ScriptModule) -> float:
         try:
-            compiled = build(propose(model, passes), passes)
-        except TiaccError:
+            return self.guard.compare(module, self.arithmetic).error
+        except AccuracyError as error:
+            self._failure = str(error)
             return math.inf
-        return _error(compiled.module, data, references)
 
-    in_torch = dataclasses.replace(plan, backends=())
-    if error_of(in_torch) > tolerance:
-        return _wrong_pass(model, in_torch, error_of, data, tolerance, directory)
-    proposal = propose(model, plan)
-    compiled = build(proposal, plan)
-    for place, check in enumerate(mending.checked_engines(compiled, data)):
-        if check.complaint(tolerance):
-            return _wrong_engine(compiled, place, check, plan, tolerance, directory)
-    return Finding("nothing", error=_error(compiled.module, data, references))
+    def _error_of(self, plan: Plan) -> float:
+        """Return the error of the outputs when a plan is done; infinity where that fails, or gives NaN."""
+        self._failure = ""
+        try:
+            error = self._error(build(propose(self.model, plan), plan).module)
+        except (PassError, ExportError) as failure:
+            self._failure = str(failure)
+            return math.inf
+        return math.inf if math.isnan(error) else error
+
+    def _wrong_pass(self, plan: Plan) -> Finding:
+        def with_fuel(fuel: int) -> Plan:
+            return dataclasses.replace(plan, fuel=fuel)
+
+        if self._error_of(with_fuel(0)) > self.tolerance:  # a pass that does not ask for fuel
+            passes = list(plan.pipeline.leaves()) if isinstance(plan.pipeline, PassManager) else [plan.pipeline]
+            for count in range(1, len(passes) + 1):
+                error = self._error_of(dataclasses.replace(plan, pipeline=PassManager(tuple(passes[:count]))))
+                if error > self.tolerance:
+                    return self._found(passes[count - 1].name, error, None)
+            return self._found(str(plan.pipeline), self._error_of(plan), None)
+        low, high = 0, 1
+        while high < MOST_FUEL and self._error_of(with_fuel(high)) <= self.tolerance:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._error_of(with_fuel(middle)) > self.tolerance else (middle, high)
+        name = _pass_of(self.model, with_fuel(low), with_fuel(high))
+        return self._found(name, self._error_of(with_fuel(high)), high)
+
+    def _found(self, name: str, error: float, fuel: int | None) -> Finding:
+        if self.directory is not None:
+            # What the user's own check says is not in the script: half of what the outputs are off is too much for it.
+            own = self.guard.judge.check is not None
+            self._write_pass(fuel, self._relative_error(fuel) / 2 if own else self.tolerance)
+        return Finding("pass", name, error, fuel, directory=self.directory, failure=self._failure)
+
+    def _relative_error(self, fuel: int | None) -> float:
+        judge, failure = self.guard.judge, self._failure
+        self.guard.judge = measure.Judge()
+        error = self._error_of(dataclasses.replace(self.plan, backends=(), fuel=fuel))
+        self.guard.judge, self._failure = judge, failure
+        return error if math.isfinite(error) else 1.0
+
+    def _write_pass(self, fuel: int | None, tolerance: float) -> None:
+        assert self.directory is not None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        torch.jit.save(self.model, str(self.directory / "model.pt"))
+        torch.save([models.moved(item, self.plan.device) for item in self.inputs.data], self.directory / "data.pth")
+        text = _REPRODUCE_PASS.format(
+            device=self.plan.device.type,
+            shapes=[spec.entry for spec in self.inputs.specs],
+            passes=str(self.plan.pipeline),
+            fuel=fuel,
+            tolerance=tolerance,
+        )
+        (self.directory / "reproduce.py").write_text(text, encoding="utf-8")
 
 
-def _error(module: torch.jit.ScriptModule, data: Sequence[Any], references: Sequence[Any]) -> float:
-    module = copy.deepcopy(module)
-    try:
-        errors = (measure.largest(measure.compare(wanted, models.call(module, item))) for item, wanted in zip(data, references))
-        return max(errors, default=0.0)
-    except Exception:  # noqa: BLE001 - whatever a wrong rewrite makes torch raise: the outputs are wrong
-        return math.inf
+class _LastPass:
+    """Notes which pass ran last.
 
+    Attributes:
+        name: Its name.
+    """
 
-def _wrong_pass(
-    model: torch.jit.ScriptModule,
-    plan: Plan,
-    error_of: Callable[[Plan], float],
-    data: Sequence[Any],
-    tolerance: float,
-    directory: Path | None,
-) -> Finding:
-    def with_fuel(fuel: int) -> Plan:
-        return dataclasses.replace(plan, fuel=fuel)
+    def __init__(self) -> None:
+        self.name = ""
 
-    if error_of(with_fuel(0)) > tolerance:  # a pass that does not ask for fuel
-        passes = list(plan.pipeline.leaves()) if isinstance(plan.pipeline, PassManager) else [plan.pipeline]
-        for count in range(1, len(passes) + 1):
-            shorter = dataclasses.replace(plan, pipeline=PassManager(tuple(passes[:count])))
-            error = error_of(shorter)
-            if error > tolerance:
-                _write_pass(model, plan, data, None, directory)
-                return Finding("pass", passes[count - 1].name, error, directory=directory)
-        _write_pass(model, plan, data, None, directory)
-        return Finding("pass", str(plan.pipeline), error_of(plan), directory=directory)
-    low, high = 0, 1
-    while error_of(with_fuel(high)) <= tolerance:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if error_of(with_fuel(middle)) > tolerance else (middle, high)
-    _write_pass(model, plan, data, high, directory)
-    return Finding("pass", _pass_of(model, with_fuel(low), with_fuel(high)), error_of(with_fuel(high)), high, directory=directory)
+    def before(self, pass_: Pass, gm: fx.GraphModule) -> None:
+        self.name = pass_.name
+
+    def after(self, pass_: Pass, result: PassResult, seconds: float) -> None:
+        """Do nothing."""
 
 
 def _pass_of(model: torch.jit.ScriptModule, right: Plan, wrong: Plan) -> str:
-    """Return the first pass that does more with the fuel of `wrong`."""
-    before, after = ([(row.name, row.changes) for row in propose(model, plan).passes] for plan in (right, wrong))
+    """Return the pass that fails with the fuel of `wrong`, or else the first that does more."""
+    last = _LastPass()
+    before = [(row.name, row.changes) for row in propose(model, right).passes]
+    try:
+        after = [
+            (row.name, row.changes)
+            for row in propose(model, dataclasses.replace(wrong, instruments=(*wrong.instruments, last))).passes
+        ]
+    except PassError:
+        return last.name
     return next((name for index, (name, changes) in enumerate(after) if index >= len(before) or before[index][1] != changes), "")
 
 
@@ -222,7 +296,9 @@ def _wrong_engine(
     if directory is not None:
         _write_engine(part, inputs, engine.backend, plan, tolerance, directory)
     names = tuple(f"{node.name} = {node.target}{specs.where(node)}" for node in nodes[first:last])
-    return Finding("engine", engine.backend, _error_of_part(part, backend, inputs, plan), nodes=names, directory=directory)
+    error = _error_of_part(part, backend, inputs, plan)
+    told = check.complaint(tolerance) if math.isinf(error) or error <= tolerance else ""
+    return Finding("engine", engine.backend, error, nodes=names, directory=directory, failure=told)
 
 
 def _search(is_wrong: Callable[[int], bool], length: int) -> int:
@@ -295,17 +371,22 @@ HERE = Path(__file__).parent
 model = torch.jit.load(HERE / "model.pt")
 data = [tuple(item) for item in torch.load(HERE / "data.pth")]
 # Raises tiacc.errors.AccuracyError for as long as the rewrite is wrong.
-tiacc.optimize(
+_, report = tiacc.optimize(
     model,
     0,
     {device!r},
-    test_data=data,
+    {shapes!r},
+    data,
     backend="reference",
     passes={passes!r},
     fuel={fuel!r},
+    tolerance={tolerance!r},
     on_accuracy_failure="raise",
     timing_seconds=0.1,
 )
+failures = [action for action in report.actions if "given up" in action]
+if failures:
+    raise SystemExit(failures[0])
 '''
 
 
@@ -317,16 +398,4 @@ def _write_engine(
     torch.save([tensor.detach().clone() for tensor in inputs], directory / "data.pth")
     count = sum(node.op == "call_function" for node in part.graph.graph.nodes)
     text = _REPRODUCE_ENGINE.format(nodes=count, backend=backend, device=plan.device.type, tolerance=tolerance)
-    (directory / "reproduce.py").write_text(text, encoding="utf-8")
-
-
-def _write_pass(
-    model: torch.jit.ScriptModule, plan: Plan, data: Sequence[Any], fuel: int | None, directory: Path | None
-) -> None:
-    if directory is None:
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    torch.jit.save(model, str(directory / "model.pt"))
-    torch.save([models.cloned(item) for item in data], directory / "data.pth")
-    text = _REPRODUCE_PASS.format(device=plan.device.type, passes=str(plan.pipeline), fuel=fuel)
     (directory / "reproduce.py").write_text(text, encoding="utf-8")

@@ -15,10 +15,11 @@ from tiacc import measure, models, samples
 from tiacc.errors import AccuracyError
 from tiacc.graph import torch_compat
 from tiacc.measure import Accuracy, Judge
+from tiacc.options import Options
 from tiacc.samples import Item, ModelInputs
 
-CHANGE = 0.1
-"""An output of the input model that differs by so much from one call to another differs in half precision too."""
+SEEN = 3.0
+"""An output of the input model that differs by so many times what arithmetic is usually off by differs in that arithmetic too."""
 
 
 ROUNDS_ON_GPU = 3
@@ -110,8 +111,12 @@ class Guard:
         is_varied = self._varied is not None and samples.shapes_of(self.data[0]) == shapes
         return count + (is_varied and self._varied_reference is not None), count + is_varied
 
-    def compare(self, candidate: torch.jit.ScriptModule) -> Accuracy:
+    def compare(self, candidate: torch.jit.ScriptModule, arithmetic: torch.dtype | str = torch.float32) -> Accuracy:
         """Return the largest error of each output over all data.
+
+        Args:
+            candidate: What is compared with the input model.
+            arithmetic: The least precise type that it computes in, as `Options.tolerance_for` takes it.
 
         Raises:
             AccuracyError: The outputs differ in more than their numbers, or the candidate fails where the input model does not.
@@ -124,7 +129,7 @@ class Guard:
             accuracy = accuracy.worst(self.judge(reference, outputs))
             first = outputs if index == 0 else first
         if self._varied is not None:
-            self._check_another_call(candidate, self._varied, first)
+            self._check_another_call(candidate, self._varied, first, SEEN * Options().tolerance_for(arithmetic))
         # The results of the first call are still what they were: later calls have not written over them.
         return accuracy.worst(self.judge(self.references[0], first))
 
@@ -168,7 +173,7 @@ class Guard:
                 self._varied = None
         return self._varied is not None
 
-    def _check_another_call(self, candidate: torch.jit.ScriptModule, item: Item, first: Any) -> None:
+    def _check_another_call(self, candidate: torch.jit.ScriptModule, item: Item, first: Any, seen: float) -> None:
         """Check that a model computes its outputs from the inputs of each call.
 
         The numbers are not those of the user, so that these are not held to the tolerance.
@@ -190,7 +195,7 @@ class Guard:
         except AccuracyError:  # results whose very shape is another are not those of the first call
             return
         for change in changes:
-            if change.rel_norm > CHANGE and not found.get(change.name):
+            if change.rel_norm > seen and not found.get(change.name):
                 raise AccuracyError(f"{change.name} is the same for other inputs, and the input model's is not")
 
 

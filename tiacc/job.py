@@ -241,9 +241,10 @@ class Job:
     def judged(self, compiled: Compiled, attempt: Attempt, file: models.TemporaryModel) -> Trial:
         """Write a model that was built, and compare what a load of the file computes with the input model's outputs."""
         self.bar.start("check")
-        trial = Trial(attempt, compiled, self._load(compiled, file), None, self.settings.tolerance_for(self._arithmetic(compiled)))
+        arithmetic = self._arithmetic(compiled)
+        trial = Trial(attempt, compiled, self._load(compiled, file), None, self.settings.tolerance_for(arithmetic))
         try:
-            trial.accuracy = self.guard.compare(trial.model)
+            trial.accuracy = self.guard.compare(trial.model, arithmetic)
         except AccuracyError as error:
             trial.failure = str(error)
             return trial
