@@ -24,6 +24,9 @@ from tiacc.runtime import modes
 AUTO_BACKENDS: dict[str, tuple[str, ...]] = {"cpu": ("openvino",), "cuda": ("tensorrt", "tensorrt_rtx", "cudnn")}
 """What ``backend="auto"`` means, by device: those of these that are available, in this order."""
 
+LEAST_BYTES = 64 << 20
+"""The size of the weights of a model made in this process from which on `explain` sees to it that torch does not keep a copy of them."""
+
 _DEVICES: dict[Any, str] = {0: "cuda", 1: "cpu", "cuda": "cuda", "gpu": "cuda", "cpu": "cpu"}
 
 
@@ -124,7 +127,7 @@ def explain(
     names = settings.backends or AUTO_BACKENDS[device.type]
     candidates = tuple(made(name) for name in names if settings.backends or name in backends.names())
     inputs = samples.resolve_inputs(input_shapes, test_data, settings.seed)
-    model, _ = models.load_model(input_model, inputs.data[:1])
+    model, _ = models.load_model(input_model, inputs.data[:1], least_bytes=LEAST_BYTES)
     return Explanation.of(model, plan_of(model, inputs, level, device, settings, candidates))
 
 

@@ -31,13 +31,14 @@ SEED = 0
 _CPU = torch.device("cpu")
 
 
-def load_model(input_model: Any, data: Sequence[Sequence[Any]]) -> tuple[torch.jit.ScriptModule, list[str]]:
+def load_model(input_model: Any, data: Sequence[Sequence[Any]], *, least_bytes: int = 0) -> tuple[torch.jit.ScriptModule, list[str]]:
     """Return a private copy of the input model in evaluation mode, and what the user should know of how it was made.
 
     Args:
         input_model: The path of a ``.pt`` or ``.pth`` TorchScript file, a `torch.jit.ScriptModule`, or a `torch.nn.Module`, which
             is traced.
         data: The arguments of one call each, which a trace is made of and compared with its module on.
+        least_bytes: The size of the weights from which on it is an `own_copy`.
 
     Raises:
         InvalidArgumentError: It is none of these, or has no ``forward``, or is a module that fails.
@@ -47,7 +48,8 @@ def load_model(input_model: Any, data: Sequence[Sequence[Any]]) -> tuple[torch.j
         return _evaluated(_with_forward(_load_file(Path(input_model))))
     if isinstance(input_model, torch.jit.ScriptModule):
         try:
-            return _evaluated(own_copy(_with_forward(input_model)))
+            model = _with_forward(input_model)
+            return _evaluated(own_copy(model) if _bytes_of(model) >= least_bytes else copy.deepcopy(model))
         except RuntimeError as error:
             raise ImportGraphError(f"torch cannot copy input_model: {_first_line(error)}") from error
     if isinstance(input_model, torch.jit.ScriptFunction):
@@ -55,7 +57,8 @@ def load_model(input_model: Any, data: Sequence[Sequence[Any]]) -> tuple[torch.j
     if isinstance(input_model, torch.nn.Module):
         from tiacc import tracing
 
-        return tracing.trace(input_model, data)
+        model, notes = tracing.trace(input_model, data)
+        return (own_copy(model) if _bytes_of(model) >= least_bytes else model), notes
     raise InvalidArgumentError(
         f"input_model is of type {type(input_model).__name__}; give a torch.jit.ScriptModule, the path of a TorchScript file "
         f"({' or '.join(SUFFIXES)}), or a torch.nn.Module"
@@ -91,17 +94,22 @@ def load_file(path: str | os.PathLike[str], device: torch.device | None = _CPU) 
         return torch.jit.load(os.fspath(path), map_location=device)  # type: ignore[no-any-return]
 
 
+def _bytes_of(module: torch.nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+
 def own_copy(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """Return a copy of a module that goes for good when nothing refers to it, with all that is made of its code.
 
     torch never frees code that was scripted or traced in this process, nor the constants in it, such as the weights and engines of a
     model made of that; code that was loaded goes with its module. Weights that no call writes into are not copied.
     """
-    if torch_compat.is_same_in_a_file(module):
+    graph = module.inlined_graph
+    if torch_compat.is_same_in_a_file(graph):
         with contextlib.suppress(TiaccError, RuntimeError, OSError):  # it calls a function of Python, or the disk is full
             shell, weights = torch_compat.without_weights(module)
-            if torch_compat.may_keep_state(module):
-                if not torch_compat.reads_only(module, weights):  # what else it reads may be a part of a weight
+            if torch_compat.may_keep_state(graph):
+                if not torch_compat.reads_only(graph, weights):  # what else it reads may be a part of a weight
                     return on_device(module, None)
                 weights = copy.deepcopy(weights)
             loaded = on_device(shell, None)

@@ -50,7 +50,7 @@ def trace(module: torch.nn.Module, data: Sequence[Sequence[Any]]) -> tuple[torch
         for index, item in enumerate(data):
             _compare(module, duplicate, traced, models.moved(item, home), index)
     _restore(duplicate, module)
-    return models.own_copy(traced), notes
+    return traced, notes
 
 
 def _compare(module: torch.nn.Module, duplicate: torch.nn.Module, traced: torch.jit.ScriptModule, item: Sequence[Any], index: int) -> None:

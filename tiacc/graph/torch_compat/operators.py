@@ -94,13 +94,12 @@ def overload_of(node: Node) -> torch._ops.OpOverload | None:
 _FLOATS = frozenset({"Half", "BFloat16", "Float", "Double"})
 
 
-def is_same_in_a_file(module: torch.jit.ScriptModule) -> bool:
-    """Return whether a module computes the same when it was saved and loaded, with inputs of the types that it was traced with.
+def is_same_in_a_file(graph: Graph) -> bool:
+    """Return whether inlined code computes the same when it was saved and loaded, with inputs of the types that it was traced with.
 
     A trace keeps Python numbers in 0-d tensors that are marked as numbers, and a file loses the mark: then they promote as tensors do,
     except where torch's executor takes them for numbers all the same.
     """
-    graph: Graph = module.inlined_graph  # its nodes live as long as it does
     for node in graph.findAllNodes("prim::Constant"):
         value = node.output()
         if value.type().kind() == "TensorType" and isinstance(number := value.toIValue(), (int, float)):

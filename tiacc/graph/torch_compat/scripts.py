@@ -75,7 +75,7 @@ def is_training(module: torch.nn.Module) -> bool:
 
 def keeps_state(module: torch.jit.ScriptModule) -> bool:
     """Return whether calls of a scripted module in evaluation mode may change it, so that what they give depends on those before."""
-    if not may_keep_state(module):
+    if not may_keep_state(module.inlined_graph):
         return False
     try:
         frozen, _, _ = frozen_copy(module)
@@ -84,9 +84,8 @@ def keeps_state(module: torch.jit.ScriptModule) -> bool:
     return any(node.kind() == "prim::GetAttr" for node in nodes_of(forward_graph(frozen)))  # what nothing writes into is a constant
 
 
-def may_keep_state(module: torch.jit.ScriptModule) -> bool:
-    """Return whether ``forward`` of a scripted module, in whatever mode, may change it; a tenth of the work of `keeps_state`."""
-    graph: Graph = module.inlined_graph  # its nodes live as long as it does
+def may_keep_state(graph: Graph) -> bool:
+    """Return whether the inlined code of a module, in whatever mode, may change it; a tenth of the work of `keeps_state`."""
     if any(graph.findAllNodes(kind) for kind in _OPAQUE | {"prim::SetAttr"}):
         return True
     aliases = graph.alias_db()  # it has code that it does not know write into all that it is given

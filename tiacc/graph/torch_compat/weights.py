@@ -44,9 +44,8 @@ def give_weights(module: torch.jit.ScriptModule, weights: dict[Path, torch.Tenso
         owner.setattr(name, tensor)
 
 
-def reads_only(module: torch.jit.ScriptModule, weights: Container[Path]) -> bool:
-    """Return whether the tensors of a module that ``forward`` reads are all among weights."""
-    graph: Graph = module.inlined_graph  # its nodes live as long as it does
+def reads_only(graph: Graph, weights: Container[Path]) -> bool:
+    """Return whether the tensors of a module that its inlined code reads are all among weights."""
     paths: dict[int, Path] = {next(iter(graph.inputs())).unique(): ()}
     for node in graph.findAllNodes("prim::GetAttr"):
         owner, value = node.input().unique(), node.output()
