@@ -22,8 +22,9 @@ from tiacc.passes.base import Fuel, Instrument, Pass, PassContext
 from tiacc.passes.cast_half import CastReport
 from tiacc.passes.expand_operators import BACKENDS
 from tiacc.passes.instruments import TimingInstrument
-from tiacc.precision import Precision, operators_text, precision_of
+from tiacc.precision import Precision, precision_of
 from tiacc.report import FallbackRow, PassRow, SegmentRow
+from tiacc.report_view import operators_text
 from tiacc.runtime import blob as envelope
 from tiacc.runtime import stitch
 

@@ -19,10 +19,10 @@ from tiacc.guard import Guard
 from tiacc.measure import Accuracy
 from tiacc.options import Options
 from tiacc.planning import half_of, plan_of, without_effect
-from tiacc.precision import operators_text
 from tiacc.progress import Progress
 from tiacc.repair import Repair
 from tiacc.report import DataInfo, Latency, OptimizationResult, OptimizedReport
+from tiacc.report_view import operators_text
 from tiacc.runtime import buffers
 from tiacc.samples import ModelInputs
 

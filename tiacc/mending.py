@@ -16,8 +16,9 @@ from tiacc import measure, models
 from tiacc.backends.reference import own
 from tiacc.errors import AccuracyError, TiaccError
 from tiacc.oracle import is_half, run_in_float32
-from tiacc.precision import SHOWN, Precision, SensitivityRow, operators_text
+from tiacc.precision import SHOWN, Precision, SensitivityRow
 from tiacc.repair import HALF_SHARE, MARGIN, Repairer
+from tiacc.report_view import operators_text
 from tiacc.runtime import ops, stitch
 
 if TYPE_CHECKING:

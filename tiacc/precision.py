@@ -101,11 +101,6 @@ class Precision:
         return [f"{count} \N{MULTIPLICATION SIGN} {op} in float32: {reason}" for (op, reason), count in counts.most_common()]
 
 
-def operators_text(count: int) -> str:
-    """Return a number of operators as text."""
-    return "1 operator" if count == 1 else f"{count:,} operators"
-
-
 def precision_of(regions: Iterable[tuple[int, fx.GraphModule, CastReport | None]]) -> tuple[Precision | None, list[str]]:
     """Return what `cast-half` made of the regions of a model, and what of `keep_fp32` means nothing in any of them.
 

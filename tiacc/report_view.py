@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tiacc.precision import operators_text
-
 if TYPE_CHECKING:
     from tiacc.report import FallbackRow, Latency, OptimizedReport
 
@@ -21,6 +19,11 @@ Row = Sequence[str]
 
 KEPT_SHOWN = 12
 """The most kinds of operators in float32 that the text names."""
+
+
+def operators_text(count: int) -> str:
+    """Return a number of operators as text."""
+    return "1 operator" if count == 1 else f"{count:,} operators"
 
 
 @dataclass(frozen=True)
