@@ -14,13 +14,13 @@ pytest.importorskip("triton")
 from tests.backends.cudnn.models import subgraph
 from tests.backends.cudnn.programs import CPU, block, error, planned, run
 from tests.helpers import random_inputs
-from tiacc.backends.cudnn import border, eager, folding, kernels, products
+from tiacc.backends.cudnn import border, eager, folding, kernels, products, tiles
 from tiacc.backends.cudnn.body import OPERATIONS, Body, Instruction, evaluate, triton_lines
 from tiacc.backends.cudnn.launch import Bench, TritonCall
 from tiacc.backends.cudnn.layouts import channels_last_strides, contiguous_strides
 from tiacc.backends.cudnn.naming import title
-from tiacc.backends.cudnn.products import Tile
 from tiacc.backends.cudnn.program import Buffer, ConvStep, PointwiseStep, Ref, TorchStep
+from tiacc.backends.cudnn.tiles import Tile
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="these run in Triton's interpreter, on the CPU")
 
@@ -67,7 +67,7 @@ def test_every_tactic_of_every_step(level: int) -> None:
         wanted = out.clone()
         bench = Bench(read, {}, CPU)
         tactics = [tactic for tactic in bench.tactics(step) if tactic.startswith("triton")][:2]
-        if isinstance(step, ConvStep) and not step.is_depthwise and step.x.shape[1] > products.NARROW:
+        if isinstance(step, ConvStep) and not step.is_depthwise and step.x.shape[1] > tiles.NARROW:
             tactics = [f"triton:{tile}" for tile in SMALL_TILES]
         assert tactics
         for tactic in tactics:

@@ -14,7 +14,7 @@ from tests.backends.cudnn.programs import CPU, error, planned, run
 from tiacc.backends.cudnn import eager, kernels, products
 from tiacc.backends.cudnn.launch import Bench
 from tiacc.backends.cudnn.naming import key_of, title
-from tiacc.backends.cudnn.products import Tile
+from tiacc.backends.cudnn.tiles import Tile
 
 TILES = (Tile(16, 16, 16, 4, 2), Tile(32, 32, 32, 4, 2, early=True), Tile(16, 32, 16, 4, 2, split=2), Tile(64, 16, 64, 4, 2, split=3))
 X = torch.randn(2, 24, 9, 7, generator=torch.Generator().manual_seed(0))

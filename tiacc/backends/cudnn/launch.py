@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tiacc.backends.cudnn import attention, depthwise, eager, kernels, products
+from tiacc.backends.cudnn import attention, depthwise, eager, kernels, products, tiles
 from tiacc.backends.cudnn.fused import FEW_PLANS, MAX_PLANS, FusedGraph, can_fuse
 from tiacc.backends.cudnn.layouts import is_rows, row_of
 from tiacc.backends.cudnn.program import AttentionStep, ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
@@ -66,11 +66,11 @@ class Bench:
         if step.is_depthwise:
             return [*depthwise.tactics(step), TORCH]
         graph = self.graph(step)
-        tiles = products.tiles(step) if products.has_product(step) else []
-        found = [f"cudnn:{plan}" for plan in graph.plans(FEW_PLANS if tiles else MAX_PLANS)] if graph is not None else []
+        shapes = tiles.candidates(step) if products.has_product(step) else []
+        found = [f"cudnn:{plan}" for plan in graph.plans(FEW_PLANS if shapes else MAX_PLANS)] if graph is not None else []
         if not found or step.is_point or step.transposed:
             found.append(TORCH)
-        return found + [f"triton:{tile}" for tile in tiles]
+        return found + [f"triton:{tile}" for tile in shapes]
 
     def bind(self, step: Step, tactic: str) -> Call:
         """Return a call that runs a step on the current stream.
@@ -204,23 +204,23 @@ class Bench:
             grid = (images * height * -(-width // pixels), -(-channels // wide))
             return TritonCall(depthwise.kernel(step), grid, tensors, {"BW": pixels, "BC": wide}, warps, 2)
         if isinstance(step, ConvStep):
-            return self._product(step, products.Tile.parse(numbers))
+            return self._product(step, tiles.Tile.parse(numbers))
         raise BuildError("this step has no kernel")
 
-    def _product(self, step: ConvStep, tile: products.Tile) -> Call:
+    def _product(self, step: ConvStep, tile: tiles.Tile) -> Call:
         text, sizes = products.product(step, tile)
         others = step.operands if step.addend is None else (step.addend.x, *step.operands)
         tensors = [*self._storages((step.out, step.x)), self._product_weight(step), *self._storages(others)]
         if tile.split > 1:
-            numbers, counters = products.scratch_of(step, tile)
+            numbers, counters = tiles.scratch_of(step, tile)
             if numbers > self._partial.numel():
                 self._partial = torch.empty(numbers, dtype=torch.float32, device=self.device)
             if counters > self._counters.numel():
                 raise BuildError("the sum has too many tiles to be split")
             tensors += [self._partial, self._counters]
         constants = {"BM": tile.high, "BN": tile.wide, "BK": tile.deep}
-        grid = products.grid_of(step, tile)
-        ahead = products.asked_ahead(step) if math.prod(grid) <= products.FEW_PROGRAMS else ()
+        grid = tiles.grid_of(step, tile)
+        ahead = products.asked_ahead(step) if math.prod(grid) <= tiles.FEW_PROGRAMS else ()
         return TritonCall(text, grid, [*tensors, *sizes], constants, tile.warps, tile.stages, ahead)
 
     def _element_wise(self, text: str, out: Ref, others: tuple[Ref, ...], numbers: list[int]) -> Call:
