@@ -166,13 +166,29 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def stored(path: Path, commit: str, date: str, note: str = "") -> dict[str, Any]:
+def new_record(commit: str, note: str = "") -> dict[str, Any]:
+    """Return a record of today without rows."""
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    software = {"Python": platform.python_version(), **{item.software: item.version for item in environment.software_environment()}}
+    return {"commit": commit, "date": date, "device": torch.cuda.get_device_name(DEVICE), "software": software, "note": note, "rows": []}
+
+
+def path_of(record: dict[str, Any], kind: str, folder: str | Path) -> Path:
+    """Return the file of a record."""
+    return Path(folder, f"{kind}-{record['date']}-{record['commit']}.json")
+
+
+def write(record: dict[str, Any], path: Path) -> None:
+    """Write a record into a file."""
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def stored(path: Path, new: dict[str, Any]) -> dict[str, Any]:
     """Return the record in a file, or a new one."""
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record
-    software = {"Python": platform.python_version(), **{item.software: item.version for item in environment.software_environment()}}
-    return {"commit": commit, "date": date, "device": torch.cuda.get_device_name(DEVICE), "software": software, "note": note, "rows": []}
+    return new
 
 
 def main() -> None:
@@ -186,10 +202,10 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what a reader of the figures should know of how they were measured")
     told = parser.parse_args()
     warnings.simplefilter("ignore")
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    path = Path(told.out, f"gpu-{date}-{told.commit}.json")
+    new = new_record(told.commit, told.note)
+    path = path_of(new, "gpu", told.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = {(row["model"], row["batch"]) for row in stored(path, told.commit, date, told.note)["rows"]}
+    known = {(row["model"], row["batch"]) for row in stored(path, new)["rows"]}
     for case in told.cases:
         name, batch, levels = case.split(":")
         if (name, int(batch)) in known:
@@ -199,9 +215,9 @@ def main() -> None:
         with torch.no_grad():
             row = measure_case(name, int(batch), list(map(int, levels)), told.cache, told.seconds)
         with locked(path):
-            record = stored(path, told.commit, date, told.note)
+            record = stored(path, new)
             record["rows"].append(row)
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write(record, path)
         times = " ".join(f"{key}={value['p50_ms']:.3f}" for key, value in row.items() if isinstance(value, dict) and "p50_ms" in value)
         errors = " ".join(
             f"L{level}: err {row[f'level{level}']['relative_error']:.1e} host {row[f'level{level}']['host_microseconds']:.0f} us "

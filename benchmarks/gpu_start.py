@@ -7,7 +7,6 @@ cache and a kernel cache that are empty at first, into ``benchmarks/results/star
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -22,7 +21,7 @@ import torch
 
 import tiacc
 from benchmarks import models
-from benchmarks.gpu import DEVICE, distance, flat
+from benchmarks.gpu import DEVICE, distance, flat, new_record, path_of, write
 
 
 def built(name: str, batch: int, level: int, folder: Path) -> dict[str, float]:
@@ -85,15 +84,12 @@ def main() -> None:
         found = STAGES[told.stage](name, int(batch), int(level), told.folder)
         print(json.dumps({key: float(f"{value:.3g}") for key, value in found.items()}))
         return
-    rows = []
+    record = new_record(told.commit)
     for case in told.cases:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measured(case, Path(folder)))
-        print(rows[-1], flush=True)
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    record = {"commit": told.commit, "date": date, "device": torch.cuda.get_device_name(DEVICE), "rows": rows}
-    path = Path(told.out, f"start-{date}-{told.commit}.json")
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            record["rows"].append(measured(case, Path(folder)))
+        print(record["rows"][-1], flush=True)
+        write(record, path_of(record, "start", told.out))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
 import logging
 import time
 import warnings
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import models
-from benchmarks.gpu import DEVICE, distance, flat, host_microseconds
+from benchmarks.gpu import DEVICE, distance, flat, host_microseconds, new_record, path_of, write
 from tiacc import compiler, planning, samples
 from tiacc.backends.cudnn import CudnnBackend
 from tiacc.backends.cudnn.engine import CudnnEngine
@@ -143,15 +141,13 @@ def main() -> None:
     if told.verbose:
         logging.basicConfig(format="%(relativeCreated)d %(name)s %(message)s")
         logging.getLogger("tiacc.backends.cudnn").setLevel(logging.DEBUG)
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    record = {"commit": told.commit, "date": date, "device": torch.cuda.get_device_name(DEVICE), "rows": (rows := [])}
+    record = new_record(told.commit)
     for case in told.cases:
         name, batch, level = (*case.split(":"), "1")[:3]
         with torch.no_grad():
-            rows.append(measure(name, int(batch), int(level), told.cache))
-        print(table(rows[-1]), flush=True)
-        path = told.out / f"steps-{date}-{told.commit}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            record["rows"].append(measure(name, int(batch), int(level), told.cache))
+        print(table(record["rows"][-1]), flush=True)
+        write(record, path_of(record, "steps", told.out))
         torch.cuda.empty_cache()
 
 

@@ -39,7 +39,7 @@ START_TABLE = """`{file}`: commit {commit}, {date}, {device}
 
 AGAIN = """### On another host
 
-At small batches a call waits for its host: the same rows there, with one such GPU.
+At small batches a call waits for its host: some of the same rows there.
 
 `{file}`: commit {commit}, {date}. {note}
 
@@ -139,7 +139,7 @@ def _again(path: Path, record: dict[str, Any]) -> str:
 def _start(path: Path, record: dict[str, Any]) -> str:
     lines = []
     for row in record["rows"]:
-        cells = [_title({**row, "size": models.ZOO[row["model"]].size}), row["batch"], row["level"]]
+        cells = [_title(row), row["batch"], row["level"]]
         cells += [f"{row[stage][key]:.1f} s" for key in ("build_seconds", "optimize_seconds") for stage in ("cold", "kept")]
         cells += [f"{row['loaded']['load_and_first_run_seconds']:.1f} s", f"{row['loaded']['relative_error']:.1e}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -160,7 +160,7 @@ def _steps(path: Path, record: dict[str, Any], row: dict[str, Any]) -> str:
         commit=record["commit"],
         date=record["date"],
         device=record["device"],
-        title=_title({**row, "size": models.ZOO[row["model"]].size}),
+        title=_title(row),
         batch=row["batch"],
         level=row["level"],
         whole=row["whole_microseconds"],
@@ -211,8 +211,8 @@ def _order(row: dict[str, Any]) -> tuple[int, int]:
 
 
 def _title(row: dict[str, Any]) -> str:
-    size = f"{row['size']} words" if row["model"] == "bert_base" else f"{row['size']}²"
-    return f"{models.ZOO[row['model']].title}, {size}"
+    entry = models.ZOO[row["model"]]
+    return f"{entry.title}, {entry.size}{' words' if row['model'] == 'bert_base' else '²'}"
 
 
 def _line(row: dict[str, Any]) -> str:
