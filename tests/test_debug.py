@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 import tiacc
-from tests.test_guard import stale
+from tests.test_guard import backend_with, stale
 from tiacc import cli, debug
 from tiacc.backends import base
 from tiacc.backends.reference import ReferenceBackend
@@ -212,13 +212,8 @@ def test_a_fault_at_a_shape_that_the_data_lack_is_found(model: Any, monkeypatch:
 
 
 def test_a_stale_engine_is_found(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Stale(ReferenceBackend):
+    class Stale(backend_with(stale)):  # type: ignore[misc]
         name = "stale"
-
-        def load(self, payload: bytes) -> Any:
-            engine = super().load(payload)
-            engine.run = stale(engine.run)  # type: ignore[method-assign]
-            return engine
 
     monkeypatch.setitem(base.backends._items, "stale", Stale)
     found = debug.bisect(model, ["4*16"], backend="stale", directory=tmp_path)

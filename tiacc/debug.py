@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,7 @@ def bisect(
     return _Search(model, plan, inputs, guard, arithmetic, settings.tolerance_for(arithmetic), path).find()
 
 
+@dataclass
 class _Search:
     """A search for what makes a model wrong.
 
@@ -130,24 +131,14 @@ class _Search:
         directory: Where to write a reproduction; made if it is not there. None: nowhere.
     """
 
-    def __init__(
-        self,
-        model: torch.jit.ScriptModule,
-        plan: Plan,
-        inputs: ModelInputs,
-        guard: Guard,
-        arithmetic: torch.dtype,
-        tolerance: float,
-        directory: Path | None,
-    ) -> None:
-        self.model = model
-        self.plan = plan
-        self.inputs = inputs
-        self.guard = guard
-        self.arithmetic = arithmetic
-        self.tolerance = tolerance
-        self.directory = directory
-        self._failure = ""
+    model: torch.jit.ScriptModule
+    plan: Plan
+    inputs: ModelInputs
+    guard: Guard
+    arithmetic: torch.dtype
+    tolerance: float
+    directory: Path | None
+    _failure: str = field(default="", init=False)
 
     def find(self) -> Finding:
         """Find it.
