@@ -18,13 +18,12 @@ from tiacc.backends.cudnn.layouts import is_rows
 from tiacc.backends.cudnn.program import Addend, Buffer, ConvStep, Program, Ref, Step
 
 
-def join_shortcuts(program: Program) -> int:
-    """Join the convolutions of a program that can be, in place. Return how many were."""
+def join_shortcuts(program: Program) -> None:
+    """Join the convolutions of a program that can be, in place."""
     reads = Counter(buffer for step in program.steps for buffer in {ref.buffer for ref in step.refs()})
     reads.update({ref.buffer for ref, _ in program.outputs})
     written: dict[Buffer, ConvStep] = {}
     kept: dict[int, Step] = {id(step): step for step in program.steps}
-    joined = 0
     for step in program.steps:
         if not isinstance(step, ConvStep):
             continue
@@ -36,12 +35,10 @@ def join_shortcuts(program: Program) -> int:
             if both is not None:
                 del kept[id(shortcut)]
                 kept[id(step)] = both
-                joined += 1
                 break
         else:
             written[step.out.buffer] = step
     program.steps = list(kept.values())
-    return joined
 
 
 def _joined(shortcut: ConvStep, step: ConvStep, place: int) -> ConvStep | None:
@@ -64,8 +61,8 @@ def _joined(shortcut: ConvStep, step: ConvStep, place: int) -> ConvStep | None:
 
 
 def _is_same(one: Ref, other: Ref) -> bool:
-    strides = [pair for size, *pair in zip(one.shape, one.strides, other.strides) if size > 1]
-    return one.shape == other.shape and one.offset == other.offset and all(a == b for a, b in strides)
+    are_as_far = all(size == 1 or a == b for size, a, b in zip(one.shape, one.strides, other.strides))
+    return one.shape == other.shape and one.offset == other.offset and are_as_far
 
 
 def _is_addend(step: ConvStep) -> bool:
