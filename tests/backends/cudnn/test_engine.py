@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from tests.backends.cudnn.programs import aten, block, error
 from tests.helpers import Sketch, random_inputs
 from tiacc.backends.base import Profile
 from tiacc.backends.cudnn import CudnnBackend
-from tiacc.backends.cudnn.engine import CudnnEngine
+from tiacc.backends.cudnn.binaries import Binary
+from tiacc.backends.cudnn.engine import _PREFIX, CudnnEngine
 from tiacc.backends.cudnn.executable import run_eagerly
 from tiacc.backends.cudnn.naming import key_of
 from tiacc.backends.cudnn.tactics import TacticCache
@@ -22,12 +24,12 @@ from tiacc.graph.specs import Dim
 CPU = torch.device("cpu")
 
 
-def engine_of(gm, tactics=None) -> CudnnEngine:
+def engine_of(gm, tactics=None, kept=None) -> CudnnEngine:
     inputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in gm.graph.nodes if node.op == "placeholder")
     shapes = tuple(spec.sizes() for spec in inputs)
     (output,) = (node for node in gm.graph.nodes if node.op == "output")
     outputs = tuple(specs.spec_of(specs.tensor_of(node)) for node in output.args[0])
-    return CudnnEngine(gm, inputs, outputs, (Profile(shapes, shapes, shapes),), (True, False), tactics)
+    return CudnnEngine(gm, inputs, outputs, (Profile(shapes, shapes, shapes),), (True, False), tactics, kept)
 
 
 def test_an_engine_survives_its_bytes() -> None:
@@ -46,7 +48,31 @@ def test_an_engine_survives_its_bytes() -> None:
         assert error(got, gm(x)[0]) < 1e-6
 
 
-@pytest.mark.parametrize("damage", ["empty", "magic", "header", "short", "operator"])
+def test_kernels_are_kept_with_an_engine() -> None:
+    kept = {key: Binary(f"kernel{key}", key.encode() * 100, 1024, 128, (0, 1, 3)) for key in "ab"}
+    gm = block()
+    data = engine_of(gm, kept=kept).serialize()
+    loaded = CudnnEngine.deserialize(data)
+    assert loaded._binaries.kept == kept
+    assert loaded._binaries.get("a", lambda: pytest.fail("it was kept")) == kept["a"]
+    assert CudnnEngine.deserialize(loaded.serialize())._binaries.kept == kept
+
+
+def test_engines_of_version_1_have_no_kernels() -> None:
+    data = engine_of(block()).serialize()
+    magic, version, length = _PREFIX.unpack_from(data)
+    fields = json.loads(data[_PREFIX.size : _PREFIX.size + length])
+    rest = data[_PREFIX.size + length + fields.pop("kernel_bytes") :]
+    del fields["kernels"]
+    text = json.dumps(fields).encode()
+    assert version == 2
+    loaded = CudnnEngine.deserialize(_PREFIX.pack(magic, 1, len(text)) + text + rest)
+    assert loaded._binaries.kept == {}
+    assert loaded.inputs == engine_of(block()).inputs
+    assert [node.op for node in loaded._gm.graph.nodes] == [node.op for node in block().graph.nodes]
+
+
+@pytest.mark.parametrize("damage", ["empty", "magic", "header", "short", "operator", "kernels", "more kernels"])
 def test_damaged_bytes_are_refused(damage: str) -> None:
     data = engine_of(block()).serialize()
     spoilt = {
@@ -55,6 +81,8 @@ def test_damaged_bytes_are_refused(damage: str) -> None:
         "header": data[:30] + b"\x00\x01" + data[32:],
         "short": data[:-700],
         "operator": data.replace(b"aten.relu.default", b"aten.relx.default"),
+        "kernels": data.replace(zlib.compress(b""), b"y" * len(zlib.compress(b""))),
+        "more kernels": data.replace(b'"kernels": []', b'"kernels": [["a", "b", 9, 9, 9, [0]]]'),
     }[damage]
     with pytest.raises(EngineFormatError):
         CudnnEngine.deserialize(spoilt)

@@ -16,11 +16,12 @@ from tests.backends.cudnn.programs import CPU, block, error, planned, run
 from tests.helpers import random_inputs
 from tiacc.backends.cudnn import border, eager, folding, kernels, products, tiles
 from tiacc.backends.cudnn.body import OPERATIONS, Body, Instruction, evaluate, triton_lines
-from tiacc.backends.cudnn.launch import Bench, TritonCall
+from tiacc.backends.cudnn.launch import Bench
 from tiacc.backends.cudnn.layouts import channels_last_strides, contiguous_strides
 from tiacc.backends.cudnn.naming import title
 from tiacc.backends.cudnn.program import Buffer, ConvStep, PointwiseStep, Ref, TorchStep
 from tiacc.backends.cudnn.tiles import Tile
+from tiacc.backends.cudnn.triton_call import TritonCall
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="these run in Triton's interpreter, on the CPU")
 
@@ -164,6 +165,16 @@ def test_tensors_that_leave_together() -> None:
     TritonCall(text, (sum(math.prod(copy.grid) for copy in copies),), tensors, {}, 4, 2)()
     for got, wanted in pairs:
         assert torch.equal(got, wanted.float())
+
+
+def test_kernels_side_by_side_wait_before_any_of_them_begins() -> None:
+    source = Ref(Buffer("source", 300, torch.float16), (300,), (1,))
+    out = Ref(Buffer("out", 300, torch.float32), (300,), (1,))
+    copy = border._copy(out, source)
+    text = kernels.side_by_side([(copy.text, copy.grid, copy.constants)] * 2)
+    lines = kernels.overlapped(text, waits=True, triggers=False).splitlines()
+    place = next(index for index, line in enumerate(lines) if "gdc_wait" in line)
+    assert lines[place - 1].startswith("def kernel(")
 
 
 @pytest.mark.parametrize("op", sorted(OPERATIONS))

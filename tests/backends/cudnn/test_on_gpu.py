@@ -70,6 +70,83 @@ def test_a_loaded_engine_tunes_nothing(built) -> None:
     agree(loaded, model, torch.randn(SHAPE).cuda())
 
 
+def test_a_loaded_engine_compiles_nothing(built, monkeypatch) -> None:
+    engine, model = built
+    engine.run([torch.randn(SHAPE).cuda()])
+    payload = engine.serialize()
+    monkeypatch.setattr("tiacc.backends.cudnn.kernels.compiled", None)
+    loaded = CudnnBackend().load(payload)
+    for _ in range(3):
+        agree(loaded, model, torch.randn(SHAPE).cuda())
+    again = CudnnBackend().load(loaded.serialize())
+    agree(again, model, torch.randn(SHAPE).cuda())
+    assert loaded._binaries.kept
+    assert again._binaries.kept == loaded._binaries.kept
+
+
+def test_the_first_steps_are_launched_alone(built, monkeypatch) -> None:
+    engine, model = built
+    monkeypatch.setattr("tiacc.backends.cudnn.executable.LONG_BYTES", 0)
+    monkeypatch.setattr("tiacc.backends.cudnn.executable.ENOUGH_BYTES", 1)
+    loaded = CudnnBackend().load(engine.serialize())
+    for _ in range(4):
+        agree(loaded, model, torch.randn(SHAPE).cuda())
+    assert any(executable._first for executable in loaded._ready.values())
+
+
+def test_triton_launches_where_the_driver_cannot(built, monkeypatch) -> None:
+    engine, model = built
+    monkeypatch.setattr("tiacc.backends.cudnn.driver.is_usable", lambda: False)
+    loaded = CudnnBackend().load(engine.serialize())
+    for _ in range(3):
+        agree(loaded, model, torch.randn(SHAPE).cuda())
+
+
+def test_outputs_of_calls_are_apart(built) -> None:
+    engine, model = built
+    inputs = [torch.randn(SHAPE).cuda() for _ in range(4)]
+    results = [engine.run([x]) for x in inputs]
+    assert len({output.data_ptr() for outputs in results for output in outputs}) == sum(map(len, results))
+    with torch.no_grad():
+        for x, outputs in zip(inputs, results):
+            for got, wanted in zip(outputs, model(x), strict=True):
+                assert error(got, wanted) < 5e-3
+
+
+def test_outputs_that_are_large_are_made_when_they_are_needed(built, monkeypatch) -> None:
+    engine, model = built
+    monkeypatch.setattr("tiacc.backends.cudnn.call_graph.SPARE_BYTES", 0)
+    loaded = CudnnBackend().load(engine.serialize())
+    for _ in range(4):
+        agree(loaded, model, torch.randn(SHAPE).cuda())
+
+
+def test_a_thread_that_has_not_used_the_device(built) -> None:
+    engine, model = built
+    x = torch.randn(SHAPE).cuda()
+    for _ in range(3):
+        engine.run([x])
+    found: list[list[torch.Tensor]] = []
+    thread = threading.Thread(target=lambda: found.append(engine.run([x])))
+    thread.start()
+    thread.join()
+    with torch.no_grad():
+        for got, wanted in zip(found[0], model(x), strict=True):
+            assert error(got, wanted) < 5e-3
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_inputs_on_a_device_that_is_not_the_current_one(built) -> None:
+    engine, model = built
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        wanted = model(x.cuda())
+    for _ in range(4):
+        for got, one in zip(engine.run([x.to("cuda:1")]), wanted, strict=True):
+            assert got.device.index == 1
+            assert error(got.cpu(), one.cpu()) < 5e-3
+
+
 def test_two_threads_on_two_streams(built) -> None:
     engine, model = built
     failures: list[Exception] = []

@@ -1,24 +1,19 @@
-"""The way in and out of a program: kernels that read or write the caller's memory, convert and lay out.
-
-These launches are not in the CUDA graph, since the caller's tensors are elsewhere each time; so they are made as short as they can be.
-"""
+"""The way in and out of a program: kernels that read or write the caller's memory, convert and lay out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from tiacc.backends.cudnn import folding, kernels
+from tiacc.backends.cudnn.binaries import Binaries
 from tiacc.backends.cudnn.body import COPY
 from tiacc.backends.cudnn.layouts import FLOATS, channels_last_strides, contiguous_strides
 from tiacc.backends.cudnn.program import Buffer, Entry, PointwiseStep, Ref
-
-ALIGNMENT = 16
-"""Kernels are compiled for memory that begins at a multiple of so many bytes, as torch's does unless it is a part of a tensor."""
+from tiacc.backends.cudnn.triton_call import ALIGNMENT, TritonCall
 
 TILE = 32
 """The pixels and channels of a tile that is turned round."""
@@ -47,21 +42,26 @@ class Copy:
 
 
 class Launch:
-    """Some copies in one launch, with little work on the host.
+    """Some copies in one launch; not for two threads at once.
 
     Args:
         copies: The copies.
+        types: Those of the tensors: of `out` and of the source of each.
+        binaries: Where the kernel is found compiled; None if Triton launches it.
+
+    Attributes:
+        call: The launch, without its tensors.
     """
 
-    def __init__(self, copies: Sequence[Copy]) -> None:
+    def __init__(self, copies: Sequence[Copy], types: Sequence[torch.dtype], binaries: Binaries | None) -> None:
         if len(copies) == 1:
             (copy,) = copies
-            text, self._grid, self._constants = copy.text, (*copy.grid, 1), copy.constants
+            text, grid, constants = copy.text, copy.grid, copy.constants
         else:
             text = kernels.side_by_side([(copy.text, copy.grid, copy.constants) for copy in copies])
-            self._grid, self._constants = (sum(math.prod(copy.grid) for copy in copies), 1, 1), {}
-        self._kernel = kernels.compiled(text)
-        self._compiled: Any = None
+            grid, constants = (sum(math.prod(copy.grid) for copy in copies), 1), {}
+        self.call = TritonCall(text, grid, list(types), constants, WARPS, 2, binaries=binaries)
+        self._is_by_triton = binaries is None
 
     def __call__(self, stream: int, *tensors: torch.Tensor) -> None:
         """Launch it.
@@ -70,13 +70,13 @@ class Launch:
             stream: The handle of the stream, which is the current one.
             tensors: `out` and the source of each copy; their memory begins at a multiple of `ALIGNMENT`.
         """
-        compiled = self._compiled
-        if compiled is None:
-            self._compiled = self._kernel[self._grid](*tensors, **self._constants, num_warps=WARPS)
+        if self._is_by_triton:
+            self.call.launch_by_triton(tensors)
             return
-        # what Triton does once it has found the compiled kernel of some arguments
-        numbers = self._constants.values()
-        compiled.run(*self._grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *tensors, *numbers)
+        loaded = self.call.loaded()
+        for index, tensor in enumerate(tensors):
+            loaded.arguments[index] = tensor.data_ptr()
+        loaded.launch(stream)
 
 
 class Entrance:
@@ -85,19 +85,25 @@ class Entrance:
     Args:
         entry: Where it is in the program, and how it comes in.
         place: The tensor of that.
+        binaries: Where kernels are found compiled; None if Triton launches them.
+
+    Attributes:
+        launch: The kernel, for a tensor that is as most are; None where there is none.
     """
 
-    def __init__(self, entry: Entry, place: torch.Tensor) -> None:
+    def __init__(self, entry: Entry, place: torch.Tensor, binaries: Binaries | None) -> None:
         self._place = place
         self._fold = entry.fold
         self._storage = _storage(entry.ref, place)
         outside = _outside(entry.shape, entry.dtype)
-        self._launch = Launch([_inwards(entry.ref, outside, entry.fold)]) if _is_plain(entry.ref, outside, place) else None
+        self.launch: Launch | None = None
+        if _is_plain(entry.ref, outside, place):
+            self.launch = Launch([_inwards(entry.ref, outside, entry.fold)], [entry.ref.dtype, entry.dtype], binaries)
 
     def bring_in(self, tensor: torch.Tensor, stream: int) -> None:
         """Lay out a caller's tensor."""
-        if self._launch is not None and tensor.is_contiguous() and not tensor.data_ptr() % ALIGNMENT:
-            self._launch(stream, self._storage, tensor)
+        if self.launch is not None and tensor.is_contiguous() and not tensor.data_ptr() % ALIGNMENT:
+            self.launch(stream, self._storage, tensor)
         elif self._fold > 1:
             self._place.copy_(folding.image(tensor, self._fold))
         else:
@@ -110,29 +116,39 @@ class Exits:
     Args:
         outputs: Where each is in the program, and its type at the caller's.
         places: The tensor of each.
+        binaries: Where kernels are found compiled; None if Triton launches them.
+
+    Attributes:
+        launches: The kernels, and of each the index and the storage of the outputs that it writes, in the order of its arguments.
+        size_bytes: The size of all outputs at the caller's.
     """
 
-    def __init__(self, outputs: Sequence[tuple[Ref, torch.dtype]], places: Sequence[torch.Tensor]) -> None:
+    def __init__(self, outputs: Sequence[tuple[Ref, torch.dtype]], places: Sequence[torch.Tensor], binaries: Binaries | None) -> None:
         self._made = [(ref.shape, dtype, place.device) for (ref, dtype), place in zip(outputs, places)]
-        self._places = list(places)
         outsides = [_outside(ref.shape, dtype) for ref, dtype in outputs]
-        storages = [_storage(ref, place) for (ref, _), place in zip(outputs, places)]
+        self.size_bytes = sum(outside.buffer.size_bytes for outside in outsides)
         plain = [index for index, (ref, _) in enumerate(outputs) if _is_plain(ref, outsides[index], places[index])]
-        self._others = [index for index in range(len(outputs)) if index not in plain]
-        self._launches: list[tuple[Launch, list[tuple[int, torch.Tensor]]]] = []
+        self._others = [(index, place) for index, place in enumerate(places) if index not in plain]
+        self.launches: list[tuple[Launch, list[tuple[int, torch.Tensor]]]] = []
         for begin in range(0, len(plain), MOST_TOGETHER):
             some = plain[begin : begin + MOST_TOGETHER]
-            launch = Launch([_copy(outsides[index], outputs[index][0]) for index in some])
-            self._launches.append((launch, [(index, storages[index]) for index in some]))
+            pairs = [(outsides[index], outputs[index][0]) for index in some]
+            launch = Launch([_copy(*pair) for pair in pairs], [ref.dtype for pair in pairs for ref in pair], binaries)
+            self.launches.append((launch, [(index, _storage(outputs[index][0], places[index])) for index in some]))
 
-    def bring_out(self, stream: int) -> list[torch.Tensor]:
+    def make(self) -> list[torch.Tensor]:
         """Return new tensors for the caller."""
-        made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in self._made]
-        for launch, sources in self._launches:
+        return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in self._made]
+
+    def launch(self, made: Sequence[torch.Tensor], stream: int) -> None:
+        """Launch the kernels, which write into tensors that `make` made."""
+        for launch, sources in self.launches:
             launch(stream, *(tensor for index, storage in sources for tensor in (made[index], storage)))
-        for index in self._others:
-            made[index].copy_(self._places[index])
-        return made
+
+    def copy(self, made: Sequence[torch.Tensor]) -> None:
+        """Write what no kernel does, by torch."""
+        for index, place in self._others:
+            made[index].copy_(place)
 
 
 def _outside(shape: tuple[int, ...], dtype: torch.dtype) -> Ref:

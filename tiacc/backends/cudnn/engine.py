@@ -7,7 +7,7 @@ import logging
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 from tiacc.backends.base import Profile
-from tiacc.backends.cudnn import kernels, library, racing
+from tiacc.backends.cudnn import binaries, driver, kernels, library, racing
+from tiacc.backends.cudnn.binaries import Binaries, Binary
 from tiacc.backends.cudnn.executable import Executable, Packed
 from tiacc.backends.cudnn.naming import key_of, title
 from tiacc.backends.cudnn.planner import plan
@@ -30,7 +31,9 @@ from tiacc.runtime.blob import spec_from_json, spec_to_json
 _log = logging.getLogger(__name__)
 
 MAGIC = b"TIACCDN\x00"
-VERSION = 1
+VERSION = 2
+"""Engines of version 1 have no kernels with them."""
+
 MAX_EXECUTABLES = 16
 """The most sets of shapes, on all streams, that an engine keeps memory and a graph for; the one not used longest goes first."""
 
@@ -49,6 +52,7 @@ class CudnnEngine:
         profiles: The shapes it was built for.
         tf32: Whether float32 convolutions, and products, may use TensorFloat-32.
         tactics: The tactic of each step that was timed.
+        kept: The kernels that it was saved with, by key.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class CudnnEngine:
         profiles: tuple[Profile, ...],
         tf32: tuple[bool, bool],
         tactics: dict[str, str] | None = None,
+        kept: Mapping[str, Binary] | None = None,
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
@@ -70,6 +75,7 @@ class CudnnEngine:
         self._programs: OrderedDict[Shapes, Program] = OrderedDict()
         self._ready: dict[tuple[Shapes, int, int], Executable] = {}
         self._constants: dict[int, tuple[dict[str, torch.Tensor], Packed]] = {}
+        self._binaries = Binaries(kept)
 
     def program(self, shapes: Shapes) -> Program:
         """Return the plan for a set of input shapes.
@@ -102,6 +108,7 @@ class CudnnEngine:
             choices = [chosen, *(overlapping(executable.program, chosen, cache) if kernels.may_overlap(device) and seconds else ())]
             self.tactics.update(min(choices, key=lambda choice: _whole(executable, choice, inputs)) if len(choices) > 1 else chosen)
             self._settle(executable, inputs, cache)
+            self._binaries.forget()
 
     def _takes_known(self, executable: Executable, inputs: Sequence[torch.Tensor], cache: TacticCache) -> bool:
         """Take the tactics that this program was given before, if there are such and they still work."""
@@ -152,23 +159,30 @@ class CudnnEngine:
         device = inputs[0].get_device()
         stream = torch_compat.current_stream(device)
         key = (tuple([tensor.shape for tensor in inputs]), device, stream)
-        if torch.cuda.is_current_stream_capturing():
+        if torch_compat.is_recording():
             with torch.cuda.device(device), torch.no_grad():
                 return self._recorded(inputs)
         executable = self._ready.get(key)
-        if executable is not None and executable.is_captured:
+        if executable is not None and executable.is_recorded and torch_compat.current_device() == device:
             with executable.lock:
                 return executable.replay(inputs, stream)
         with torch.cuda.device(device), torch.no_grad():
             executable = self.executable(inputs, stream)
             with executable.lock:
+                if executable.is_recorded:
+                    return executable.replay(inputs, stream)
                 if not executable.calls:
                     executable.bind(self.tactics)
                 return executable.run(inputs, with_graph=True)
 
     def serialize(self) -> bytes:
         """Return all that `CudnnBackend.load` needs."""
+        with self._lock:
+            used = {key: binary for executable in self._ready.values() for key, binary in executable.binaries().items()}
+        rows, code = binaries.to_json({**self._binaries.kept, **used})
         header = {
+            "kernels": rows,
+            "kernel_bytes": len(code),
             "inputs": [spec_to_json(spec) for spec in self.inputs],
             "outputs": [spec_to_json(spec) for spec in self.outputs],
             "profiles": [[profile.min, profile.opt, profile.max] for profile in self.profiles],
@@ -177,7 +191,7 @@ class CudnnEngine:
             "cudnn": library.version(),
         }
         text = json.dumps(header, sort_keys=True).encode()
-        return _PREFIX.pack(MAGIC, VERSION, len(text)) + text + archive.to_bytes(self._gm)
+        return b"".join((_PREFIX.pack(MAGIC, VERSION, len(text)), text, code, archive.to_bytes(self._gm)))
 
     @classmethod
     def deserialize(cls, payload: bytes) -> CudnnEngine:
@@ -192,14 +206,17 @@ class CudnnEngine:
                 raise EngineFormatError("these bytes are not an engine of the cudnn backend; optimize the model again")
             if version > VERSION:
                 raise EngineFormatError(f"this engine has format {version}, and this tiacc reads up to {VERSION}; install a newer tiacc")
-            fields: dict[str, Any] = json.loads(payload[_PREFIX.size : _PREFIX.size + length])
+            begin = _PREFIX.size + length
+            fields: dict[str, Any] = json.loads(payload[_PREFIX.size : begin])
+            end = begin + int(fields["kernel_bytes"]) if version > 1 else begin
             return cls(
-                archive.from_bytes(payload[_PREFIX.size + length :]),
+                archive.from_bytes(payload[end:]),
                 tuple(map(spec_from_json, fields["inputs"])),
                 tuple(map(spec_from_json, fields["outputs"])),
                 tuple(Profile(*(tuple(map(tuple, part)) for part in profile)) for profile in fields["profiles"]),
                 (bool(fields["tf32"][0]), bool(fields["tf32"][1])),
                 dict(fields["tactics"]),
+                binaries.from_json(fields["kernels"], payload[begin:end]) if version > 1 else None,
             )
         except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineFormatError(f"this cudnn engine is damaged ({error}); optimize the model again") from error
@@ -216,16 +233,19 @@ class CudnnEngine:
             program = self.program(shapes)
             constants, packed = self._constants.setdefault(device.index, ({}, {}))
             probe = buffers.region(device, stream, _size_of(program))
-            found = self._ready[key] = Executable(program, constants, packed, device, probe)
+            found = self._ready[key] = Executable(program, constants, packed, device, probe, self._usable_binaries())
             while len(self._ready) > MAX_EXECUTABLES:
                 del self._ready[min(self._ready, key=lambda item: self._ready[item].last_run)]
             return found
+
+    def _usable_binaries(self) -> Binaries | None:
+        return self._binaries if driver.is_usable() else None
 
     def _recorded(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         device = torch.device("cuda", inputs[0].device.index or 0)
         constants, packed = self._constants.setdefault(device.index, ({}, {}))
-        executable = Executable(self.program(shapes), constants, packed, device)
+        executable = Executable(self.program(shapes), constants, packed, device, None, self._usable_binaries())
         executable.bind(self.tactics)
         return executable.run(inputs, with_graph=False)
 

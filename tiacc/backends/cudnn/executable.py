@@ -8,15 +8,24 @@ from collections.abc import Sequence
 
 import torch
 
-from tiacc.backends.cudnn import border, eager, memory_plan
+from tiacc.backends.cudnn import border, eager, kernels, memory_plan
+from tiacc.backends.cudnn.binaries import Binaries, Binary
+from tiacc.backends.cudnn.call_graph import CallGraph
 from tiacc.backends.cudnn.fused import FusedGraph
-from tiacc.backends.cudnn.launch import Bench, Call, TritonCall, build_ahead, compile_ahead
+from tiacc.backends.cudnn.launch import Bench, Call, build_ahead
 from tiacc.backends.cudnn.naming import key_of
-from tiacc.backends.cudnn.program import CONSTANT, Buffer, ConvStep, Program, Ref, Step, TorchStep
+from tiacc.backends.cudnn.program import CONSTANT, Buffer, ConvStep, Program, Ref, Step, TorchStep, bytes_of
+from tiacc.backends.cudnn.triton_call import TritonCall, compile_ahead
 from tiacc.graph import torch_compat
 from tiacc.runtime import buffers
 
 Packed = dict[tuple[str, str], torch.Tensor]
+
+LONG_BYTES = 8 << 20
+"""A step that moves so many bytes takes longer than its launch: on an H100, 3 µs."""
+
+ENOUGH_BYTES = 32 << 20
+"""Steps that move so many bytes take as long as the launch of a graph: 12 µs."""
 
 
 class Executable:
@@ -28,6 +37,7 @@ class Executable:
         packed: Weights in the layouts of kernels; shared by the executables of an engine.
         device: Where it runs.
         region: The memory of its buffers; None for memory of its own, from torch.
+        binaries: The kernels of the engine; None where Triton launches them.
     """
 
     def __init__(
@@ -37,6 +47,7 @@ class Executable:
         packed: Packed,
         device: torch.device,
         region: buffers.Region | None = None,
+        binaries: Binaries | None = None,
     ) -> None:
         self.program = program
         self.device = device
@@ -50,11 +61,14 @@ class Executable:
             region.bytes if region is not None else torch.empty(max(self.memory.size_bytes, 1), dtype=torch.uint8, device=device)
         )
         self._storages: dict[Buffer, torch.Tensor] = {}
-        self.bench = Bench(self.read, packed, device)
+        self.bench = Bench(self.read, packed, device, binaries)
         self.calls: list[Call] = []
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._entrances = [None if entry is None else border.Entrance(entry, self.read(entry.ref)) for entry in program.inputs]
-        self._exits = border.Exits(program.outputs, [self.read(ref) for ref, _ in program.outputs])
+        self._kernels: list[TritonCall] = []
+        self._first: list[TritonCall] = []
+        self._graph: CallGraph | None = None
+        self._binaries = binaries
+        self._entrances = [None if entry is None else border.Entrance(entry, self.read(entry.ref), binaries) for entry in program.inputs]
+        self._exits = border.Exits(program.outputs, [self.read(ref) for ref, _ in program.outputs], binaries)
 
     def read(self, ref: Ref) -> torch.Tensor:
         """Return the tensor of a ref."""
@@ -76,17 +90,35 @@ class Executable:
         """Bind each step with its tactic; one that has none gets its first."""
         chosen = [tactics.get(key_of(step)) or self.bench.tactics(step)[0] for step in self.program.steps]
         self._build_ahead(chosen)
+        self.bench.kernels = []
         self.calls = [self.bench.bind(step, tactic) for step, tactic in zip(self.program.steps, chosen)]
+        border_calls = [entrance.launch.call for entrance in self._entrances if entrance is not None and entrance.launch is not None]
+        exit_calls = [launch.call for launch, _ in self._exits.launches]
+        self._kernels = [*self.bench.kernels, *border_calls, *exit_calls]
         self.bench.forget()
-        own = [isinstance(call, TritonCall) for call in self.calls]
-        for place, call in enumerate(self.calls):
+        self._overlap([*self.calls, *exit_calls])
+        if self.device.type == "cuda":
+            compile_ahead(self._kernels)
+
+    def _overlap(self, calls: Sequence[Call]) -> None:
+        """Have the kernels of ours that follow each other overlap, and keep those apart that would do so wrongly.
+
+        Args:
+            calls: The calls of the steps, then those that bring out the results.
+        """
+        own = [isinstance(call, TritonCall) for call in calls]
+        for place, call in enumerate(calls):
             if isinstance(call, TritonCall):
-                # libraries launch their kernels by rules of their own
-                call.overlap(waits=place > 0 and own[place - 1], triggers=place + 1 < len(own) and own[place + 1])
+                if kernels.may_overlap(self.device):  # libraries launch their kernels by rules of their own
+                    call.overlap(waits=place > 0 and own[place - 1], triggers=place + 1 < len(own) and own[place + 1])
             elif place > 0 and not own[place - 1] and adds_result_of(self.program.steps[place - 1], self.program.steps[place]):
                 self.calls[place] = self.bench.fenced(call)
-        if self.device.type == "cuda":
-            compile_ahead([call for call in self.calls if isinstance(call, TritonCall)])
+
+    def binaries(self) -> dict[str, Binary]:
+        """Return the compiled kernels that it uses, by key; none where Triton launches them."""
+        if self._binaries is None or not self.calls:
+            return {}
+        return {call.key(): call.binary() for call in self._kernels}
 
     def _build_ahead(self, chosen: Sequence[str]) -> None:
         graphs: list[tuple[FusedGraph, list[int]]] = []
@@ -112,14 +144,10 @@ class Executable:
     def _stream(self) -> int:
         return torch_compat.current_stream(self.device.index or 0) if self.device.type == "cuda" else 0
 
-    def steps(self, count: int | None = None) -> None:
-        """Launch the steps one by one on the current stream: all, or the first `count`."""
-        for call in self.calls[:count]:
+    def steps(self, end: int | None = None, begin: int = 0) -> None:
+        """Launch the steps one by one on the current stream: all, or those from `begin` up to `end`."""
+        for call in self.calls[begin:end]:
             call()
-
-    def capture(self) -> None:
-        """Record the steps as a CUDA graph; they have run at least once."""
-        self._graph = self.recorded(len(self.calls))
 
     def recorded(self, count: int) -> torch.cuda.CUDAGraph:
         """Return the first steps as a CUDA graph; they have run at least once."""
@@ -135,21 +163,24 @@ class Executable:
         self._bytes.fill_(0xFF)
 
     @property
-    def is_captured(self) -> bool:
-        """Whether the steps are recorded."""
+    def is_recorded(self) -> bool:
+        """Whether calls are launches of one graph by now."""
         return self._graph is not None
-
-    def launch(self) -> None:
-        """Launch the graph that was recorded on the current stream."""
-        assert self._graph is not None
-        self._graph.replay()
 
     def replay(self, inputs: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """Compute the outputs by the graph that was recorded, on a stream, which is the current one."""
+        assert self._graph is not None
         self.fill(inputs, stream)
-        self.launch()
+        for call in self._first:
+            call.loaded().launch(stream)
+        results = self._graph(stream)
         self.last_run = time.monotonic()
-        return self.results(stream)
+        return results
+
+    def launch(self) -> None:
+        """Launch the graph that was recorded, on what the steps before it left."""
+        assert self._graph is not None
+        self._graph.launch()
 
     def run(self, inputs: Sequence[torch.Tensor], *, with_graph: bool) -> list[torch.Tensor]:
         """Compute the outputs on the current stream.
@@ -159,17 +190,34 @@ class Executable:
             with_graph: Whether to record a graph when the steps have run once.
         """
         if with_graph and self.runs:
-            self.capture()
+            self._first = self._to_be_launched_alone()
+            rest = len(self._first)
+            with_exits = self._binaries is not None
+            self._graph = CallGraph(lambda: self.steps(begin=rest), self._exits, self.device, with_exits=with_exits)
             return self.replay(inputs, self._stream())
         self.fill(inputs)
         self.steps()
         self.runs += 1
         return self.results()
 
-    def results(self, stream: int | None = None) -> list[torch.Tensor]:
-        """Return copies of the outputs, in the types of the graph; `stream` as for `fill`."""
-        stream = self._stream() if stream is None else stream
-        return self._exits.bring_out(stream)
+    def _to_be_launched_alone(self) -> list[TritonCall]:
+        """Return the launches of the first steps, if these keep the GPU busy while the host launches a graph of the rest."""
+        found: list[TritonCall] = []
+        total = 0
+        for step, call in zip(self.program.steps, self.calls):
+            size = bytes_of(step)
+            if self._binaries is None or not isinstance(call, TritonCall) or size < LONG_BYTES or total > ENOUGH_BYTES:
+                break
+            found.append(call)
+            total += size
+        return found
+
+    def results(self) -> list[torch.Tensor]:
+        """Return copies of the outputs, in the types of the graph."""
+        made = self._exits.make()
+        self._exits.launch(made, self._stream())
+        self._exits.copy(made)
+        return made
 
 
 def adds_result_of(before: Step, step: Step) -> bool:

@@ -56,8 +56,9 @@ def overlapped(source: str, *, waits: bool, triggers: bool, ahead: Sequence[str]
         ahead: Statements that need not wait.
     """
     lines = source.splitlines(keepends=True)
-    touches = (place for place, line in enumerate(lines) if "tl.load(" in line or "tl.store(" in line or line.startswith("    for "))
-    first = next(touches, 1)
+    head = next(place for place, line in enumerate(lines) if line.startswith("def kernel("))
+    touches = (place for place in range(head, len(lines)) if any(word in lines[place] for word in ("tl.load(", "tl.store(", "    for ")))
+    first = next(touches, head + 1)
     calls = [*(f"    {line}\n" for line in ahead), "    tl.extra.cuda.gdc_wait()\n"] if waits else []
     calls += ["    tl.extra.cuda.gdc_launch_dependents()\n"] if triggers else []
     return "".join([*lines[:first], *calls, *lines[first:]])

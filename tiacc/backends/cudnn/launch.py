@@ -6,9 +6,7 @@ A tactic has a name, by which caches and engines keep it: ``"torch"``; ``"cudnn:
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,16 +14,15 @@ from typing import Any
 import torch
 
 from tiacc.backends.cudnn import attention, depthwise, eager, kernels, products, tiles
+from tiacc.backends.cudnn.binaries import Binaries
 from tiacc.backends.cudnn.fused import FEW_PLANS, MAX_PLANS, FusedGraph, can_fuse
 from tiacc.backends.cudnn.layouts import is_rows, row_of
 from tiacc.backends.cudnn.program import AttentionStep, ConvStep, PointwiseStep, PoolStep, ReduceStep, Ref, RowStep, Step, TorchStep
+from tiacc.backends.cudnn.triton_call import WORKERS, TritonCall
 from tiacc.errors import BuildError
 
 Call = Callable[[], None]
 TORCH = "torch"
-
-WORKERS = min(16, os.cpu_count() or 2)
-"""How many kernels are compiled at a time."""
 
 COUNTERS = 4096
 """The counters of split sums; each is 0 whenever no kernel runs."""
@@ -38,11 +35,23 @@ class Bench:
         read: Gives the tensor of a ref.
         packed: Weights in the layouts of kernels, kept between programs of one engine.
         device: Where the steps run.
+        binaries: The kernels of the engine; None where Triton launches them.
+
+    Attributes:
+        kernels: The launches of kernels of ours that steps were bound to; `forget` drops them.
     """
 
-    def __init__(self, read: Callable[[Ref], torch.Tensor], packed: dict[tuple[str, str], torch.Tensor], device: torch.device) -> None:
+    def __init__(
+        self,
+        read: Callable[[Ref], torch.Tensor],
+        packed: dict[tuple[str, str], torch.Tensor],
+        device: torch.device,
+        binaries: Binaries | None = None,
+    ) -> None:
         self.read = read
         self.device = device
+        self.kernels: list[TritonCall] = []
+        self._binaries = binaries
         self._packed = packed
         self._graphs: dict[int, tuple[Step, FusedGraph | None]] = {}
         self._workspaces = [torch.empty(0, dtype=torch.uint8, device=device) for _ in range(2)]
@@ -137,8 +146,9 @@ class Bench:
         return self._packed[key]
 
     def forget(self) -> None:
-        """Drop the graphs that no call uses."""
+        """Drop what no call uses."""
         self._graphs.clear()
+        self.kernels = []
 
     # -- kinds of tactics ------------------------------------------------------------------------------------------------------------
 
@@ -192,17 +202,17 @@ class Bench:
             rows, columns, warps = numbers
             count = math.prod(step.inputs[0].shape) // math.prod(step.inputs[0].shape[dim] for dim in step.dims)
             tensors = self._storages((step.out, *step.inputs, *step.operands))
-            return TritonCall(text, (-(-count // rows),), tensors, {"XB": rows, "RB": columns}, warps, 2)
+            return self._kernel(text, (-(-count // rows),), tensors, {"XB": rows, "RB": columns}, warps, 2)
         if isinstance(step, AttentionStep):
             rows, keys, warps, stages = numbers
             grid = (-(-step.out.shape[2] // rows), step.out.shape[0] * step.out.shape[1])
-            return TritonCall(attention.kernel(step), grid, self._storages(step.refs()), {"BM": rows, "BN": keys}, warps, stages)
+            return self._kernel(attention.kernel(step), grid, self._storages(step.refs()), {"BM": rows, "BN": keys}, warps, stages)
         if isinstance(step, ConvStep) and step.is_depthwise:
             pixels, wide, warps = numbers
             images, channels, height, width = step.out.shape
             tensors = [*self._storages((step.out, step.x)), self.weight(step), *self._storages(step.operands)]
             grid = (images * height * -(-width // pixels), -(-channels // wide))
-            return TritonCall(depthwise.kernel(step), grid, tensors, {"BW": pixels, "BC": wide}, warps, 2)
+            return self._kernel(depthwise.kernel(step), grid, tensors, {"BW": pixels, "BC": wide}, warps, 2)
         if isinstance(step, ConvStep):
             return self._product(step, tiles.Tile.parse(numbers))
         raise BuildError("this step has no kernel")
@@ -221,31 +231,13 @@ class Bench:
         constants = {"BM": tile.high, "BN": tile.wide, "BK": tile.deep}
         grid = tiles.grid_of(step, tile)
         ahead = products.asked_ahead(step) if math.prod(grid) <= tiles.FEW_PROGRAMS else ()
-        return TritonCall(text, grid, [*tensors, *sizes], constants, tile.warps, tile.stages, ahead)
+        return self._kernel(text, grid, [*tensors, *sizes], constants, tile.warps, tile.stages, ahead)
 
     def _element_wise(self, text: str, out: Ref, others: tuple[Ref, ...], numbers: list[int]) -> Call:
         block, warps = numbers
-        return TritonCall(text, (-(-out.numel // block),), self._storages((out, *others)), {"BLOCK": block}, warps, 2)
+        return self._kernel(text, (-(-out.numel // block),), self._storages((out, *others)), {"BLOCK": block}, warps, 2)
 
-    def _storages(self, refs: tuple[Ref, ...]) -> list[torch.Tensor]:
-        """Return the tensors of whole buffers: kernels add the offsets of refs themselves."""
-        return [self.read(Ref(ref.buffer, (max(ref.buffer.numel, 1),), (1,))) for ref in refs]
-
-
-class TritonCall:
-    """A launch of a Triton kernel.
-
-    Args:
-        text: The kernel.
-        grid: How many programs it runs.
-        arguments: Tensors and numbers.
-        sizes: Its compile-time constants.
-        warps: The warps of a program.
-        stages: The stages of its pipelines.
-        ahead: What it does before it waits for the kernel before it, where it overlaps with that.
-    """
-
-    def __init__(
+    def _kernel(
         self,
         text: str,
         grid: tuple[int, ...],
@@ -254,43 +246,14 @@ class TritonCall:
         warps: int,
         stages: int,
         ahead: Sequence[str] = (),
-    ) -> None:
-        self._text = text
-        self._ahead = ahead
-        self._grid = grid
-        self._arguments = arguments
-        self._options: dict[str, Any] = {**sizes, "num_warps": warps, "num_stages": stages}
-        self._kernel = kernels.compiled(text)
+    ) -> TritonCall:
+        call = TritonCall(text, grid, arguments, sizes, warps, stages, ahead, self._binaries)
+        self.kernels.append(call)
+        return call
 
-    def __call__(self) -> None:
-        """Launch it on the current stream."""
-        self._kernel[self._grid](*self._arguments, **self._options)
-
-    def overlap(self, *, waits: bool, triggers: bool) -> None:
-        """Have it overlap with the kernels before and after it, which must be kernels of this class too; see `kernels.overlapped`."""
-        if (waits or triggers) and kernels.may_overlap(self._arguments[0].device):
-            self._text = kernels.overlapped(self._text, waits=waits, triggers=triggers, ahead=self._ahead)
-            self._kernel = kernels.compiled(self._text)
-            if waits:
-                self._options["launch_pdl"] = True
-
-    def variant(self) -> tuple[Any, ...]:
-        """Return what tells one compilation from another."""
-        kinds = tuple(
-            (arg.dtype, arg.data_ptr() % 16) if isinstance(arg, torch.Tensor) else (arg == 1, arg % 16 == 0) for arg in self._arguments
-        )
-        return (self._text, kinds, tuple(self._options.items()))
-
-    def compile(self) -> None:
-        """Compile it without a launch; what goes wrong shows when it is launched."""
-        with contextlib.suppress(Exception):
-            self._kernel.warmup(*self._arguments, grid=self._grid, **self._options)
-
-
-def compile_ahead(calls: Sequence[TritonCall]) -> None:
-    """Compile kernels, several at a time: most of that is done outside of Python."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(lambda call: call.compile(), {call.variant(): call for call in calls}.values()))
+    def _storages(self, refs: tuple[Ref, ...]) -> list[torch.Tensor]:
+        """Return the tensors of whole buffers: kernels add the offsets of refs themselves."""
+        return [self.read(Ref(ref.buffer, (max(ref.buffer.numel, 1),), (1,))) for ref in refs]
 
 
 def build_ahead(graphs: Sequence[tuple[FusedGraph, Sequence[int]]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from tiacc.backends.cudnn import eager
 from tiacc.backends.cudnn.engine import CudnnEngine
 from tiacc.backends.cudnn.naming import key_of, title
-from tiacc.backends.cudnn.program import ConvStep, Ref, Step, TorchStep
+from tiacc.backends.cudnn.program import ConvStep, TorchStep, bytes_of
 from tiacc.backends.cudnn.tactics import error_of, microseconds
 
 
@@ -67,12 +66,3 @@ def profile(engine: CudnnEngine, inputs: Sequence[torch.Tensor]) -> list[StepTim
             found.append(StepTime(title(step), out.shape, tactic, microseconds(call, device), bytes_of(step), flops, error))
         bench.forget()
     return found
-
-
-def bytes_of(step: Step) -> int:
-    """Return the bytes of the tensors that a step reads and writes, each counted once; what is broadcast counts as it is stored."""
-    distinct: dict[Ref, int] = {}
-    for ref in step.refs():
-        stored = math.prod(size for size, stride in zip(ref.shape, ref.strides) if stride)
-        distinct[ref] = stored * ref.dtype.itemsize
-    return sum(distinct.values())

@@ -375,3 +375,12 @@ class Program:
                 if ref.buffer.kind == TEMPORARY:
                     found.setdefault(ref.buffer)
         return list(found)
+
+
+def bytes_of(step: Step) -> int:
+    """Return the bytes of the tensors that a step reads and writes, each counted once; what is broadcast counts as it is stored."""
+    distinct: dict[Ref, int] = {}
+    for ref in step.refs():
+        stored = math.prod(size for size, stride in zip(ref.shape, ref.strides) if stride)
+        distinct[ref] = stored * ref.dtype.itemsize
+    return sum(distinct.values())

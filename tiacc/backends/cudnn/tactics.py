@@ -14,9 +14,10 @@ import torch
 
 from tiacc.backends.cudnn import eager
 from tiacc.backends.cudnn.fused import FusedGraph
-from tiacc.backends.cudnn.launch import TORCH, Bench, Call, TritonCall, build_ahead, compile_ahead
+from tiacc.backends.cudnn.launch import TORCH, Bench, Call, build_ahead
 from tiacc.backends.cudnn.naming import key_of, program_key, signature, title
 from tiacc.backends.cudnn.program import ConvStep, KernelStep, Program, Step, TorchStep
+from tiacc.backends.cudnn.triton_call import TritonCall, compile_ahead
 from tiacc.errors import BuildError
 from tiacc.graph import torch_compat
 

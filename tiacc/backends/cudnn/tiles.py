@@ -123,7 +123,7 @@ def candidates(step: ConvStep) -> list[Tile]:
         return [Tile(high, wide, deep, warps, stages) for high, warps, stages in kinds]
     taps = shape.taps[0] * shape.taps[1]
     steps = taps * -(-shape.deep // 64) + -(-shape.deeper // 64)
-    is_large = -(-shape.pixels // 128) * -(-shape.wide // 128) >= MULTIPROCESSORS
+    is_large = shape.wide > 64 and -(-shape.pixels // 128) * -(-shape.wide // 128) >= MULTIPROCESSORS
     if is_large and taps > 1 and step.groups == 1 and not step.transposed and has_cudnn_form(step.body):
         return []
     has_full = any(operand_kind(ref) == "full" for ref in step.operands)
@@ -143,7 +143,8 @@ def candidates(step: ConvStep) -> list[Tile]:
             found.append(tile)
             if has_full and steps <= 8 and count >= MULTIPROCESSORS:
                 found.append(dataclasses.replace(tile, early=True))
-        if high * wide <= 64 * 128:
+        # the more a program adds up, the larger is the tile whose parts are worth adding
+        if high * wide <= (128 * 128 if steps >= 64 else 64 * 128):
             found += [
                 dataclasses.replace(tile, split=split)
                 for split in (2, 4, 8, 16)

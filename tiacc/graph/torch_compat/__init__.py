@@ -1,6 +1,8 @@
 """Every private name of torch that tiacc's graph code touches, and what differs between torch 2.11 and 2.14."""
 
+from tiacc.graph.torch_compat.devices import current_device as current_device
 from tiacc.graph.torch_compat.devices import current_stream as current_stream
+from tiacc.graph.torch_compat.devices import is_recording as is_recording
 from tiacc.graph.torch_compat.devices import recorded as recorded
 from tiacc.graph.torch_compat.graphs import graph_module as graph_module
 from tiacc.graph.torch_compat.memory import Aliases as Aliases

@@ -13,7 +13,17 @@ def current_stream(index: int) -> int:
     return int(torch._C._cuda_getCurrentRawStream(index))
 
 
-def recorded(work: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+def current_device() -> int:
+    """Return the index of this thread's current CUDA device, which is in use already."""
+    return int(torch._C._cuda_getDevice())
+
+
+def is_recording() -> bool:
+    """Return whether a CUDA graph is being recorded on the current stream of a device that is in use already."""
+    return bool(torch._C._cuda_isCurrentStreamCapturing())
+
+
+def recorded(work: Callable[[], None], stream: torch.cuda.Stream, *, keep: bool = False) -> torch.cuda.CUDAGraph:
     """Return the work that a function puts on the current stream as a CUDA graph; it has run at least once.
 
     torch keeps the scratch memory of cuBLAS by stream, for good. A graph whose products use what another graph's memory pool gave reads and
@@ -23,8 +33,9 @@ def recorded(work: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.
     Args:
         work: What is recorded; other threads may use the device meanwhile.
         stream: What it is recorded on.
+        keep: Whether to keep what was recorded beside what is launched, so that its nodes can be asked for.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph = torch.cuda.CUDAGraph(keep_graph=keep)
     stream.wait_stream(torch.cuda.current_stream(stream.device))
     torch._C._cuda_clearCublasWorkspaces()
     collects = gc.isenabled()
@@ -40,4 +51,6 @@ def recorded(work: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.
         torch._C._cuda_clearCublasWorkspaces()
         if collects:
             gc.enable()
+    if keep:
+        graph.instantiate()
     return graph
