@@ -11,6 +11,12 @@ import torch
 Result = TypeVar("Result")
 
 
+def is_any_on() -> bool:
+    """Return whether this thread is in one of the modes."""
+    # The stack holds the default device; torch.get_default_device takes a hundred times as long.
+    return bool(torch.is_inference_mode_enabled() or torch._C._is_any_autocast_enabled() or torch._C._len_torch_function_stack())
+
+
 def call_outside(function: Callable[..., Result], *args: Any) -> Result:
     """Call a function outside of the modes that this thread is in.
 
@@ -22,8 +28,7 @@ def call_outside(function: Callable[..., Result], *args: Any) -> Result:
         with torch._C._InferenceMode(False):  # restores the mode of gradients too
             torch._C._set_grad_enabled(False)
             return call_outside(function, *args)
-    # The stack holds the default device; torch.get_default_device takes a hundred times as long.
-    if torch._C._is_any_autocast_enabled() or torch._C._len_torch_function_stack():
+    if is_any_on():
         with all_off():
             return function(*args)
     return function(*args)

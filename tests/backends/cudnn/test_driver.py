@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-from tiacc.backends.cudnn import driver
+import pytest
+
+from tiacc.backends.cudnn import binaries, driver
 
 
 def test_structures_are_laid_out_as_in_cuda_h() -> None:
@@ -23,3 +25,18 @@ def test_arguments_are_read_where_they_are_changed() -> None:
     read = [ctypes.cast(pointer, ctypes.POINTER(ctypes.c_uint64)).contents.value for pointer in held.pointers]
     assert read == [7, 2**40 + 5]
     assert ctypes.cast(held.pointers[1], ctypes.POINTER(ctypes.c_int32)).contents.value == 5
+
+
+def test_arguments_are_counted_in_the_assembly() -> None:
+    ptx = """
+.visible .entry kernel(
+\t.param .u64 .ptr .global .align 1 kernel_param_0,
+\t.param .u32 kernel_param_1,
+\t.param .u64 .ptr .global .align 1 kernel_param_2
+)
+.reqntid 128
+{ ld.param.b64 %rd1, [kernel_param_0]; }
+"""
+    assert binaries.arguments_of(ptx, "kernel") == 3
+    with pytest.raises(RuntimeError, match="no entry other"):
+        binaries.arguments_of(ptx, "other")

@@ -49,7 +49,7 @@ def test_an_engine_survives_its_bytes() -> None:
 
 
 def test_kernels_are_kept_with_an_engine() -> None:
-    kept = {key: Binary(f"kernel{key}", key.encode() * 100, 1024, 128, (0, 1, 3)) for key in "ab"}
+    kept = {key: Binary(f"kernel{key}", key.encode() * 100, 1024, 128, (0, 1, 3), 5) for key in "ab"}
     gm = block()
     data = engine_of(gm, kept=kept).serialize()
     loaded = CudnnEngine.deserialize(data)
@@ -82,7 +82,7 @@ def test_damaged_bytes_are_refused(damage: str) -> None:
         "short": data[:-700],
         "operator": data.replace(b"aten.relu.default", b"aten.relx.default"),
         "kernels": data.replace(zlib.compress(b""), b"y" * len(zlib.compress(b""))),
-        "more kernels": data.replace(b'"kernels": []', b'"kernels": [["a", "b", 9, 9, 9, [0]]]'),
+        "more kernels": data.replace(b'"kernels": []', b'"kernels": [["a", "b", 9, 9, 9, [0], 1]]'),
     }[damage]
     with pytest.raises(EngineFormatError):
         CudnnEngine.deserialize(spoilt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 
 import pytest
@@ -10,10 +12,17 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from tests.backends.cudnn.models import subgraph
-from tests.backends.cudnn.programs import error
+from tests.backends.cudnn.programs import error, planned
 from tests.backends.cudnn.test_kernels import Everything
 from tiacc.backends.base import BuildSpec, Profile
-from tiacc.backends.cudnn import CudnnBackend
+from tiacc.backends.cudnn import CudnnBackend, eager, memory_plan, tiles, together
+from tiacc.backends.cudnn.binaries import Binaries
+from tiacc.backends.cudnn.executable import Executable, _nothing
+from tiacc.backends.cudnn.launch import Call
+from tiacc.backends.cudnn.naming import key_of, title
+from tiacc.backends.cudnn.program import Step, TorchStep
+from tiacc.backends.cudnn.triton_call import compile_ahead
+from tiacc.errors import BuildError
 from tiacc.graph import specs, torch_compat
 from tiacc.graph.types import TensorSpec
 
@@ -41,6 +50,63 @@ def agree(engine, model, x: torch.Tensor) -> None:
     with torch.no_grad():
         for got, wanted in zip(engine.run([x]), model(x), strict=True):
             assert error(got, wanted) < 5e-3
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_every_tactic_of_every_step(level: int) -> None:
+    torch.manual_seed(level)
+    x = torch.randn(SHAPE)
+    program = planned(subgraph(Everything().eval(), [x], level))
+    executable = Executable(program, {}, {}, torch.device("cuda", 0), None, Binaries())
+    bench = executable.bench
+    executable.fill([x.cuda()])
+    calls: list[tuple[Step, str, Call]] = []
+    for step in program.steps:
+        for tactic in bench.tactics(step):
+            with contextlib.suppress(BuildError):  # not all plans of cuDNN can be built
+                calls.append((step, tactic, bench.bind(step, tactic)))
+    compile_ahead(bench.kernels)
+    with torch.no_grad():
+        for step, steps_calls in itertools.groupby(calls, key=lambda item: item[0]):
+            eager.compute(step, executable.read)
+            if isinstance(step, TorchStep):
+                continue
+            out = executable.read(step.out)
+            wanted = out.clone()
+            for _, tactic, call in steps_calls:
+                out.fill_(float("nan"))
+                call()
+                assert error(out.clone(), wanted) < 2e-3, (title(step), tactic)
+            out.copy_(wanted)
+    assert sum(tactic.startswith("triton") for _, tactic, _ in calls) > 40
+
+
+class Heads(nn.Module):
+    """Heads of a detector, each of two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, count, 1)) for count in (80, 2, 2))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        first, *others = (head(x) for head in self.heads)
+        return *others, torch.sigmoid(first)
+
+
+def test_heads_in_one_launch() -> None:
+    torch.manual_seed(0)
+    model = Heads().eval()
+    shape = (2, 3, 64, 64)
+    engine = build(model, shape, 1, tuning_seconds=0)
+    program = engine.program((shape,))
+    (run,) = together.runs(program, memory_plan.assign(program))
+    engine.tactics.update({key_of(program.steps[place]): "triton:64,32,64,4,2,0,1" for place in run})
+    loaded = CudnnBackend().load(engine.serialize())
+    model = model.cuda()
+    for _ in range(4):
+        agree(loaded, model, torch.randn(shape).cuda())
+    (executable,) = loaded._ready.values()
+    assert executable.calls.count(_nothing) == len(run) - 1 == 2
 
 
 def test_fresh_data_at_each_replay(built) -> None:
@@ -89,6 +155,8 @@ def test_the_first_steps_are_launched_alone(built, monkeypatch) -> None:
     monkeypatch.setattr("tiacc.backends.cudnn.executable.LONG_BYTES", 0)
     monkeypatch.setattr("tiacc.backends.cudnn.executable.ENOUGH_BYTES", 1)
     loaded = CudnnBackend().load(engine.serialize())
+    step = engine.program((SHAPE,)).steps[0]
+    loaded.tactics[key_of(step)] = f"triton:{tiles.candidates(step)[0]}"
     for _ in range(4):
         agree(loaded, model, torch.randn(SHAPE).cuda())
     assert any(executable._first for executable in loaded._ready.values())

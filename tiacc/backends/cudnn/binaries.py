@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Binary:
         shared_bytes: The shared memory of a block.
         threads: The threads of a block.
         taken: Which of the arguments of a launch it takes; the others were known when it was compiled.
+        count: How many arguments it has in all; those that Triton adds, for memory that it does not need, come last.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Binary:
     shared_bytes: int
     threads: int
     taken: tuple[int, ...]
+    count: int
 
 
 class Binaries:
@@ -88,13 +91,27 @@ def compile_kernel(text: str, grid: tuple[int, ...], arguments: Sequence[Any], o
     if any(getattr(metadata, f"{kind}_scratch_size", 0) for kind in ("global", "profile")):
         raise RuntimeError("a kernel wants scratch memory of Triton's")
     taken = tuple(index for index, name in enumerate(kernel.arg_names[: len(arguments)]) if signature[name] != "constexpr")
-    return Binary(metadata.name, compiled.asm["cubin"], metadata.shared, WARP * metadata.num_warps, taken)
+    count = arguments_of(compiled.asm["ptx"], metadata.name)
+    return Binary(metadata.name, compiled.asm["cubin"], metadata.shared, WARP * metadata.num_warps, taken, count)
+
+
+def arguments_of(assembly: str, name: str) -> int:
+    """Return how many arguments a kernel has in PTX.
+
+    Raises:
+        RuntimeError: It is not there.
+    """
+    found = re.search(rf"\.entry\s+{re.escape(name)}\s*\(([^)]*)\)", assembly)
+    if found is None:
+        raise RuntimeError(f"the assembly of a kernel has no entry {name}")
+    return found[1].count(".param")
 
 
 def to_json(binaries: Mapping[str, Binary]) -> tuple[list[list[Any]], bytes]:
     """Return kernels as JSON, and their code, compressed."""
-    rows = [[key, item.name, len(item.code), item.shared_bytes, item.threads, item.taken] for key, item in sorted(binaries.items())]
-    return rows, zlib.compress(b"".join(item.code for _, item in sorted(binaries.items())))
+    items = sorted(binaries.items())
+    rows = [[key, one.name, len(one.code), one.shared_bytes, one.threads, one.taken, one.count] for key, one in items]
+    return rows, zlib.compress(b"".join(one.code for _, one in items))
 
 
 def from_json(rows: Sequence[Sequence[Any]], packed: bytes) -> dict[str, Binary]:
@@ -108,8 +125,9 @@ def from_json(rows: Sequence[Sequence[Any]], packed: bytes) -> dict[str, Binary]
     except zlib.error as error:
         raise ValueError(f"the code of its kernels cannot be read: {error}") from error
     found, begin = {}, 0
-    for key, name, size, shared_bytes, threads, taken in rows:
-        found[str(key)] = Binary(str(name), code[begin : begin + size], int(shared_bytes), int(threads), tuple(map(int, taken)))
+    for key, name, size, shared_bytes, threads, taken, count in rows:
+        part = code[begin : begin + size]
+        found[str(key)] = Binary(str(name), part, int(shared_bytes), int(threads), tuple(map(int, taken)), int(count))
         begin += size
     if begin != len(code):
         raise ValueError(f"its kernels have {len(code)} bytes of code, and {begin} were written")

@@ -104,10 +104,9 @@ class Entrance:
         """Lay out a caller's tensor."""
         if self.launch is not None and tensor.is_contiguous() and not tensor.data_ptr() % ALIGNMENT:
             self.launch(stream, self._storage, tensor)
-        elif self._fold > 1:
-            self._place.copy_(folding.image(tensor, self._fold))
         else:
-            self._place.copy_(tensor)
+            tensor = tensor.detach()
+            self._place.copy_(folding.image(tensor, self._fold) if self._fold > 1 else tensor)
 
 
 class Exits:

@@ -41,9 +41,9 @@ class CallGraph:
             steps()
             self._exits.launch(made, torch_compat.current_stream(device.index or 0))
 
-        functions = {launch.call.loaded().function for launch, _ in self._exits.launches}  # no recording allows to load them
+        kernels = [launch.call.loaded() for launch, _ in self._exits.launches]  # loaded before: no recording allows that
         graph = torch_compat.recorded(work, torch.cuda.Stream(device), keep=True)
-        nodes = driver.kernel_nodes(graph, functions)
+        nodes = driver.kernel_nodes(graph, {kernel.function: len(kernel.arguments) for kernel in kernels})
         for launch, sources in self._exits.launches:
             node = _node_of(launch, [tensor for index, storage in sources for tensor in (made[index], storage)], nodes)
             self._nodes.append((node, [(2 * place, index) for place, (index, _) in enumerate(sources)]))

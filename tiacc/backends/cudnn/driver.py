@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ _FUNCTIONS = (
     "cuGraphNodeGetType",
     "cuGraphKernelNodeGetParams_v2",
     "cuGraphExecKernelNodeSetParams_v2",
-    "cuFuncGetParamInfo",
     "cuGetErrorName",
 )
 
@@ -87,7 +86,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def is_usable() -> bool:
-    """Return whether the classes and functions here work: with a driver for CUDA 12.4 and newer."""
+    """Return whether the classes and functions here work: with a driver for CUDA 12 and newer."""
     return hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph_exec") and _library() is not None
 
 
@@ -106,7 +105,7 @@ class Kernel:
 
     Args:
         function: The handle of the kernel.
-        arguments: Its first arguments; there are 0 for the rest.
+        arguments: Its arguments.
         grid: How many blocks it runs, in up to three dimensions.
         threads: The threads of a block.
         shared_bytes: The shared memory of a block.
@@ -121,7 +120,7 @@ class Kernel:
         self, function: int, arguments: Sequence[int], grid: Sequence[int], threads: int, shared_bytes: int, *, overlaps: bool
     ) -> None:
         self.function = function
-        self._held = _Arguments([*arguments, *[0] * (len(_sizes_of(function)) - len(arguments))])
+        self._held = _Arguments(arguments)
         self.arguments = self._held.values
         self._attribute = _Attribute(id=_PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
         self._config = _Config(*grid, *[1] * (3 - len(grid)), threads, 1, 1, shared_bytes)
@@ -199,22 +198,22 @@ class KernelNode:
             _once_more(status, self._call, self._told)
 
 
-def kernel_nodes(graph: torch.cuda.CUDAGraph, functions: Collection[int]) -> list[KernelNode]:
+def kernel_nodes(graph: torch.cuda.CUDAGraph, functions: Mapping[int, int]) -> list[KernelNode]:
     """Return the nodes of some kernels in a graph, in the order in which they were recorded.
 
     Args:
         graph: A graph that keeps what was recorded, and is instantiated.
-        functions: The handles of the kernels, whose arguments are all of the size of a pointer.
+        functions: How many arguments each of the kernels has, by handle; all are of the size of a pointer.
 
     Raises:
         RuntimeError: The driver refuses.
     """
     library = _driver()
     recorded, executable = ctypes.c_void_p(graph.raw_cuda_graph()), graph.raw_cuda_graph_exec()
-    count = ctypes.c_size_t()
-    _check(library.cuGraphGetNodes(recorded, None, ctypes.byref(count)))
-    handles = (ctypes.c_void_p * count.value)()
-    _check(library.cuGraphGetNodes(recorded, handles, ctypes.byref(count)))
+    size = ctypes.c_size_t()
+    _check(library.cuGraphGetNodes(recorded, None, ctypes.byref(size)))
+    handles = (ctypes.c_void_p * size.value)()
+    _check(library.cuGraphGetNodes(recorded, handles, ctypes.byref(size)))
     found = []
     for handle in filter(None, handles):
         kind = ctypes.c_int()
@@ -224,29 +223,16 @@ def kernel_nodes(graph: torch.cuda.CUDAGraph, functions: Collection[int]) -> lis
         params = _Params()
         _check(library.cuGraphKernelNodeGetParams_v2(ctypes.c_void_p(handle), ctypes.byref(params)))
         if params.func in functions:
-            values = [
-                ctypes.cast(params.kernelParams[index], ctypes.POINTER(ctypes.c_uint64)).contents.value
-                for index in range(len(_sizes_of(int(params.func))))
-            ]
+            count = functions[int(params.func)]
+            values = [ctypes.cast(params.kernelParams[index], ctypes.POINTER(ctypes.c_uint64)).contents.value for index in range(count)]
             found.append(KernelNode(executable, handle, params, values))
     return found
-
-
-@functools.cache
-def _sizes_of(function: int) -> tuple[int, ...]:
-    """Return the bytes of each argument of a kernel."""
-    driver, offset, size = _driver(), ctypes.c_size_t(), ctypes.c_size_t()
-    found: list[int] = []
-    told = (ctypes.byref(offset), ctypes.byref(size))
-    while not driver.cuFuncGetParamInfo(ctypes.c_void_p(function), ctypes.c_size_t(len(found)), *told):
-        found.append(size.value)
-    return tuple(found)
 
 
 def _driver() -> ctypes.CDLL:
     library = _library()
     if library is None:
-        raise RuntimeError("the CUDA driver is missing, or older than CUDA 12.4")
+        raise RuntimeError("the CUDA driver is missing, or older than CUDA 12")
     return library
 
 

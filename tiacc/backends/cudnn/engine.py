@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from tiacc.backends.base import Profile
-from tiacc.backends.cudnn import binaries, driver, kernels, library, racing
+from tiacc.backends.cudnn import binaries, driver, kernels, library, racing, tactics, together
 from tiacc.backends.cudnn.binaries import Binaries, Binary
 from tiacc.backends.cudnn.executable import Executable, Packed
 from tiacc.backends.cudnn.naming import key_of, title
@@ -106,9 +106,16 @@ class CudnnEngine:
             executable.fill(inputs)
             chosen = choose(executable.program, executable.bench, cache, seconds)
             choices = [chosen, *(overlapping(executable.program, chosen, cache) if kernels.may_overlap(device) and seconds else ())]
-            self.tactics.update(min(choices, key=lambda choice: _whole(executable, choice, inputs)) if len(choices) > 1 else chosen)
+            best = self._fastest(executable, choices, inputs)
+            runs = together.runs(executable.program, executable.memory)
+            alike = tactics.alike(executable.program, runs, best, cache)
+            self.tactics.update(self._fastest(executable, [best, alike], inputs) if alike is not None and seconds else best)
             self._settle(executable, inputs, cache)
             self._binaries.forget()
+
+    @staticmethod
+    def _fastest(executable: Executable, choices: Sequence[dict[str, str]], inputs: Sequence[torch.Tensor]) -> dict[str, str]:
+        return min(choices, key=lambda choice: _whole(executable, choice, inputs)) if len(choices) > 1 else choices[0]
 
     def _takes_known(self, executable: Executable, inputs: Sequence[torch.Tensor], cache: TacticCache) -> bool:
         """Take the tactics that this program was given before, if there are such and they still work."""
@@ -151,18 +158,16 @@ class CudnnEngine:
         Raises:
             BackendUnavailableError: There is no CUDA device, or cuDNN's frontend is not installed.
         """
-        if not inputs[0].is_cuda:
+        device = inputs[0].get_device()
+        if device < 0:
             support = library.availability()
             hint = "move the inputs there" if support else support.reason
             raise BackendUnavailableError(f"this engine runs on a GPU, and its input is on {inputs[0].device}; {hint}")
-        inputs = [tensor.detach() if tensor.requires_grad else tensor for tensor in inputs]
-        device = inputs[0].get_device()
         stream = torch_compat.current_stream(device)
-        key = (tuple([tensor.shape for tensor in inputs]), device, stream)
         if torch_compat.is_recording():
             with torch.cuda.device(device), torch.no_grad():
                 return self._recorded(inputs)
-        executable = self._ready.get(key)
+        executable = self._ready.get((tuple([tensor.shape for tensor in inputs]), device, stream))
         if executable is not None and executable.is_recorded and torch_compat.current_device() == device:
             with executable.lock:
                 return executable.replay(inputs, stream)

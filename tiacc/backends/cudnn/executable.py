@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tiacc.backends.cudnn import border, eager, kernels, memory_plan
+from tiacc.backends.cudnn import border, eager, kernels, memory_plan, together
 from tiacc.backends.cudnn.binaries import Binaries, Binary
 from tiacc.backends.cudnn.call_graph import CallGraph
 from tiacc.backends.cudnn.fused import FusedGraph
@@ -66,6 +66,7 @@ class Executable:
         self._kernels: list[TritonCall] = []
         self._first: list[TritonCall] = []
         self._graph: CallGraph | None = None
+        self.is_recorded = False
         self._binaries = binaries
         self._entrances = [None if entry is None else border.Entrance(entry, self.read(entry.ref), binaries) for entry in program.inputs]
         self._exits = border.Exits(program.outputs, [self.read(ref) for ref, _ in program.outputs], binaries)
@@ -92,6 +93,7 @@ class Executable:
         self._build_ahead(chosen)
         self.bench.kernels = []
         self.calls = [self.bench.bind(step, tactic) for step, tactic in zip(self.program.steps, chosen)]
+        self._join()
         border_calls = [entrance.launch.call for entrance in self._entrances if entrance is not None and entrance.launch is not None]
         exit_calls = [launch.call for launch, _ in self._exits.launches]
         self._kernels = [*self.bench.kernels, *border_calls, *exit_calls]
@@ -100,18 +102,35 @@ class Executable:
         if self.device.type == "cuda":
             compile_ahead(self._kernels)
 
+    def _join(self) -> None:
+        """Make one launch of those that do not depend on each other; it takes the place of the first, and the others do nothing."""
+        for run in together.runs(self.program, self.memory):
+            begin = run.start
+            for place in range(run.start + 1, run.stop + 1):
+                first, call = self.calls[begin], self.calls[place] if place < run.stop else None
+                if isinstance(first, TritonCall) and isinstance(call, TritonCall) and call.is_like(first):
+                    continue
+                if isinstance(first, TritonCall) and place - begin > 1:
+                    others = [call for call in self.calls[begin + 1 : place] if isinstance(call, TritonCall)]
+                    self.bench.kernels = [call for call in self.bench.kernels if call is not first and call not in others]
+                    joined = first.beside(others)
+                    self.calls[begin:place] = [joined, *[_nothing] * len(others)]
+                    self.bench.kernels.append(joined)
+                begin = place
+
     def _overlap(self, calls: Sequence[Call]) -> None:
         """Have the kernels of ours that follow each other overlap, and keep those apart that would do so wrongly.
 
         Args:
             calls: The calls of the steps, then those that bring out the results.
         """
-        own = [isinstance(call, TritonCall) for call in calls]
-        for place, call in enumerate(calls):
+        real = [(place, call) for place, call in enumerate(calls) if call is not _nothing]
+        own = [False, *(isinstance(call, TritonCall) for _, call in real), False]  # what is before the first and behind the last is not
+        for index, (place, call) in enumerate(real):
             if isinstance(call, TritonCall):
                 if kernels.may_overlap(self.device):  # libraries launch their kernels by rules of their own
-                    call.overlap(waits=place > 0 and own[place - 1], triggers=place + 1 < len(own) and own[place + 1])
-            elif place > 0 and not own[place - 1] and adds_result_of(self.program.steps[place - 1], self.program.steps[place]):
+                    call.overlap(waits=own[index], triggers=own[index + 2])
+            elif place > 0 and not own[index] and adds_result_of(self.program.steps[place - 1], self.program.steps[place]):
                 self.calls[place] = self.bench.fenced(call)
 
     def binaries(self) -> dict[str, Binary]:
@@ -162,11 +181,6 @@ class Executable:
         """Fill all buffers but the constants with what is no number."""
         self._bytes.fill_(0xFF)
 
-    @property
-    def is_recorded(self) -> bool:
-        """Whether calls are launches of one graph by now."""
-        return self._graph is not None
-
     def replay(self, inputs: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """Compute the outputs by the graph that was recorded, on a stream, which is the current one."""
         assert self._graph is not None
@@ -194,6 +208,7 @@ class Executable:
             rest = len(self._first)
             with_exits = self._binaries is not None
             self._graph = CallGraph(lambda: self.steps(begin=rest), self._exits, self.device, with_exits=with_exits)
+            self.is_recorded = True
             return self.replay(inputs, self._stream())
         self.fill(inputs)
         self.steps()
@@ -218,6 +233,10 @@ class Executable:
         self._exits.launch(made, self._stream())
         self._exits.copy(made)
         return made
+
+
+def _nothing() -> None:
+    """Take the place of a call that another does the work of."""
 
 
 def adds_result_of(before: Step, step: Step) -> bool:

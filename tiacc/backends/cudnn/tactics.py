@@ -6,13 +6,13 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tiacc.backends.cudnn import eager
+from tiacc.backends.cudnn import eager, tiles
 from tiacc.backends.cudnn.fused import FusedGraph
 from tiacc.backends.cudnn.launch import TORCH, Bench, Call, build_ahead
 from tiacc.backends.cudnn.naming import key_of, program_key, signature, title
@@ -84,6 +84,11 @@ class TacticCache:
         name = min(others, key=others.__getitem__, default=None)
         return name if name is not None and others[name] <= entry["microseconds"] + slack else None
 
+    def times(self, step: Step) -> dict[str, float]:
+        """Return how long each tactic of a step takes that was timed, in microseconds."""
+        entry = self._known.get(key_of(step), {})
+        return {**entry.get("others", {}), entry["tactic"]: entry["microseconds"]} if "tactic" in entry else {}
+
     def program(self, program: Program) -> dict[str, str] | None:
         """Return the tactics that were chosen for the steps of a program before, by `key_of`."""
         tactics = self._known.get(program_key(program), {}).get("tactics")
@@ -152,6 +157,39 @@ def overlapping(program: Program, chosen: dict[str, str], cache: TacticCache) ->
         choice = {key_of(step): cache.own(step, slack) or chosen[key_of(step)] for step in program.steps}
         if choice != chosen and choice not in found:
             found.append(choice)
+    return found
+
+
+def alike(program: Program, runs: Sequence[range], chosen: dict[str, str], cache: TacticCache) -> dict[str, str] | None:
+    """Return a choice by which the kernels of steps that do not depend on each other can be one launch; None if it is the one given.
+
+    Args:
+        program: The steps.
+        runs: Which of them do not depend on each other; see `together.runs`.
+        chosen: The tactics that were chosen, by `key_of`.
+        cache: What each tactic takes.
+    """
+    found = dict(chosen)
+    for run in runs:
+        steps = [program.steps[place] for place in run]
+        tables = [_fastest_by_kind(cache.times(step)) for step in steps]
+        kinds = set.intersection(*map(set, tables))
+        if kinds:
+            best = min(kinds, key=lambda kind: sum(table[kind][0] for table in tables))
+            found.update({key_of(step): table[best][1] for step, table in zip(steps, tables)})
+    return found if found != chosen else None
+
+
+def _fastest_by_kind(times: dict[str, float]) -> dict[tuple[int, int], tuple[float, str]]:
+    """Return the fastest product of each number of warps and stages, whose sum is not split, with its time."""
+    found: dict[tuple[int, int], tuple[float, str]] = {}
+    for name, microseconds in times.items():
+        kind, _, numbers = name.partition(":")
+        if kind == "triton" and numbers.count(",") == tiles.Tile.NUMBERS - 1:
+            tile = tiles.Tile.parse([int(number) for number in numbers.split(",")])
+            if tile.split == 1:
+                place = (tile.warps, tile.stages)
+                found[place] = min(found.get(place, (microseconds, name)), (microseconds, name))
     return found
 
 

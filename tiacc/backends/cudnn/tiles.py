@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tiacc.backends.cudnn.body import has_cudnn_form
 from tiacc.backends.cudnn.layouts import is_rows, operand_kind
@@ -42,6 +43,8 @@ class Tile:
     stages: int
     early: bool = False
     split: int = 1
+
+    NUMBERS: ClassVar[int] = 7
 
     @classmethod
     def parse(cls, numbers: Sequence[int]) -> Tile:
@@ -133,7 +136,8 @@ def candidates(step: ConvStep) -> list[Tile]:
         if high > max(16, 2 * shape.pixels) or wide > max(16, 2 * shape.wide):
             continue
         count = -(-shape.pixels // high) * -(-shape.wide // wide) * shape.kinds
-        if (high * wide < 64 * 64 and count > 4 * MULTIPROCESSORS) or (high * wide == 64 * 64 and count > 16 * MULTIPROCESSORS):
+        most = 4 if high * wide < 64 * 64 else 16
+        if high * wide <= 64 * 64 and wide < shape.wide and count > most * MULTIPROCESSORS:
             continue
         tile = Tile(high, wide, min(deep, fitting), warps, stages)
         own, other = shape.rounds(tile)
@@ -156,6 +160,8 @@ def candidates(step: ConvStep) -> list[Tile]:
 _TILES: Sequence[tuple[int, int, int, int, int]] = (
     (16, 64, 128, 4, 4),
     (32, 32, 128, 4, 4),
+    (64, 16, 64, 4, 4),
+    (128, 16, 64, 4, 3),
     (64, 32, 64, 4, 4),
     (64, 32, 128, 4, 3),
     (64, 64, 64, 4, 4),

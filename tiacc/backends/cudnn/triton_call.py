@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,11 +50,13 @@ class TritonCall:
         binaries: Binaries | None = None,
     ) -> None:
         self._source = self._text = text
+        self._sizes = sizes
         self._ahead = ahead
         self._grid = grid
         self._arguments = arguments
         self._options: dict[str, Any] = {**sizes, "num_warps": warps, "num_stages": stages}
         self._binaries = binaries
+        self._binary: Binary | None = None
         self._loaded: driver.Kernel | None = None
 
     def __call__(self) -> None:
@@ -69,12 +73,29 @@ class TritonCall:
     def overlap(self, *, waits: bool, triggers: bool) -> None:
         """Have it overlap with the kernels before and after it, which must be kernels of this class too; see `kernels.overlapped`."""
         self._text = self._source
-        self._loaded = None
+        self._binary = self._loaded = None
         self._options.pop("launch_pdl", None)
         if waits or triggers:
             self._text = kernels.overlapped(self._source, waits=waits, triggers=triggers, ahead=self._ahead)
         if waits:
             self._options["launch_pdl"] = True
+
+    def is_like(self, other: TritonCall) -> bool:
+        """Return whether this and another launch could be one: by their warps and stages, and no sum is split."""
+        return all(
+            max(call._grid[2:], default=1) == 1 and call._options["num_warps"] == self._options["num_warps"]
+            and call._options["num_stages"] == self._options["num_stages"]
+            for call in (self, other)
+        )
+
+    def beside(self, others: Sequence[TritonCall]) -> TritonCall:
+        """Return one launch that does the work of this and of others that are like it, at the same time."""
+        calls = [self, *others]
+        grids = [(call._grid[0], call._grid[1] if len(call._grid) > 1 else 1) for call in calls]
+        text = kernels.side_by_side([(call._source, grid, call._sizes) for call, grid in zip(calls, grids)])
+        arguments = [argument for call in calls for argument in call._arguments]
+        warps, stages = self._options["num_warps"], self._options["num_stages"]
+        return TritonCall(text, (sum(map(math.prod, grids)), 1), arguments, {}, warps, stages, binaries=self._binaries)
 
     def variant(self) -> tuple[Any, ...]:
         """Return what tells one compilation from another."""
@@ -86,8 +107,11 @@ class TritonCall:
 
     def binary(self) -> Binary:
         """Return the compiled kernel, for the current device."""
-        assert self._binaries is not None
-        return self._binaries.get(self.key(), lambda: compile_kernel(self._text, self._grid, self._arguments, self._options))
+        if self._binary is None:
+            assert self._binaries is not None
+            make = functools.partial(compile_kernel, self._text, self._grid, self._arguments, self._options)
+            self._binary = self._binaries.get(self.key(), make)
+        return self._binary
 
     def loaded(self) -> driver.Kernel:
         """Return what launches it on the current device; tensors that are given later have no place yet."""
@@ -95,6 +119,7 @@ class TritonCall:
             binary = self.binary()
             handle = driver.loaded(torch.cuda.current_device(), binary.code, binary.name, binary.shared_bytes)
             taken = [_number_of(self._arguments[index]) for index in binary.taken]
+            taken += [0] * (binary.count - len(taken))
             overlaps = bool(self._options.get("launch_pdl"))
             self._loaded = driver.Kernel(handle, taken, self._grid, binary.threads, binary.shared_bytes, overlaps=overlaps)
         return self._loaded
