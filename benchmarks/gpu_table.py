@@ -39,7 +39,7 @@ START_TABLE = """`{file}`: commit {commit}, {date}, {device}
 
 AGAIN = """### On another host
 
-At small batches a call waits for its host: some of the same rows there.
+At small batches a call waits for its host, and so does TorchScript: some of the same rows there.
 
 `{file}`: commit {commit}, {date}. {note}
 
@@ -56,10 +56,11 @@ behind the other; a single call also waits until the host has launched it.
 {tables}
 
 What was tried for the batches that are bound by the time of a kernel rather than by arithmetic, and stayed: a shortcut that changes the
-channels as part of the sum that it is added to; asking for weights while a kernel waits; all outputs in one launch; more tiles, and
-tiles of fewer stages for short sums. What was tried and did not: larger blocks of channels with more stages, eight warps for small tiles,
-other plans of cuDNN behind the first two, kernels of ours for the large 3x3 convolutions, which cuDNN computes at the speed of its
-products."""
+channels as part of the sum that it is added to; asking for weights while a kernel waits; all outputs in one launch, and that in the graph;
+the last convolutions of heads in one launch; the first steps launched beside the graph where they are long; more tiles, and tiles of fewer
+stages for short sums. What was tried and did not: larger blocks of channels with more stages, eight warps for small tiles, other plans of
+cuDNN behind the first two, kernels of ours for the large 3x3 convolutions, which cuDNN computes at the speed of its products; in 3x3
+convolutions, taps as the inner loop, and reads of pixels through the cache of a multiprocessor."""
 
 STEPS_TABLE = """`{file}`: commit {commit}, {date}, {device}
 

@@ -14,7 +14,7 @@ from tiacc.backends.cudnn import driver
 from tiacc.backends.cudnn.border import Exits, Launch
 from tiacc.graph import torch_compat
 
-SPARE_BYTES = 32 << 20
+SPARE_BYTES = 64 << 20
 """Outputs of up to so many bytes are made for the next call ahead of it."""
 
 
