@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 
 import pytest
+import torch
 
-from tiacc.backends.cudnn import binaries, driver
+from tiacc.backends.cudnn import binaries, driver, triton_call
 
 
 def test_structures_are_laid_out_as_in_cuda_h() -> None:
@@ -40,3 +41,31 @@ def test_arguments_are_counted_in_the_assembly() -> None:
     assert binaries.arguments_of(ptx, "kernel") == 3
     with pytest.raises(RuntimeError, match="no entry other"):
         binaries.arguments_of(ptx, "other")
+
+
+def test_a_kept_kernel_that_does_not_load_is_compiled_anew(monkeypatch) -> None:
+    old, new = (binaries.Binary(name, name.encode(), 0, 128, (0,), 3) for name in ("old", "new"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(triton_call, "compile_kernel", lambda *args: new)
+    launched = []
+
+    def load(device: int, code: bytes, name: str, shared_bytes: int) -> int:
+        if code == b"old":
+            raise RuntimeError("the CUDA driver refuses: CUDA_ERROR_INVALID_IMAGE (200)")
+        return 7
+
+    monkeypatch.setattr(driver, "loaded", load)
+    monkeypatch.setattr(driver, "Kernel", lambda *args, overlaps: launched.append((*args, overlaps)))
+    x = torch.zeros(8)
+
+    def call_with(kept: dict[str, binaries.Binary]) -> triton_call.TritonCall:
+        return triton_call.TritonCall("text", (5,), [x, 1], {"BLOCK": 2}, 4, 2, binaries=binaries.Binaries(kept))
+
+    call = call_with({call_with({}).key(): old})
+    call.loaded()
+    assert launched == [(7, [x.data_ptr(), 0, 0], (5,), 128, 0, False)]
+    assert call.binary() == new
+    monkeypatch.setattr(triton_call, "compile_kernel", lambda *args: old)
+    with pytest.raises(RuntimeError, match="INVALID_IMAGE"):
+        call_with({}).loaded()

@@ -58,6 +58,11 @@ class Binaries:
             found = self._found[key] = make()
         return found
 
+    def give_up(self, key: str) -> bool:
+        """Drop a kernel that does not load here; return whether the engine was saved with it, so that another may be made."""
+        self._found.pop(key, None)
+        return self.kept.pop(key, None) is not None
+
     def forget(self) -> None:
         """Drop all that the engine was not saved with; calls that use them have them."""
         self._found = dict(self.kept)

@@ -82,11 +82,8 @@ class TritonCall:
 
     def is_like(self, other: TritonCall) -> bool:
         """Return whether this and another launch could be one: by their warps and stages, and no sum is split."""
-        return all(
-            max(call._grid[2:], default=1) == 1 and call._options["num_warps"] == self._options["num_warps"]
-            and call._options["num_stages"] == self._options["num_stages"]
-            for call in (self, other)
-        )
+        is_alike = all(self._options[name] == other._options[name] for name in ("num_warps", "num_stages"))
+        return is_alike and all(max(call._grid[2:], default=1) == 1 for call in (self, other))
 
     def beside(self, others: Sequence[TritonCall]) -> TritonCall:
         """Return one launch that does the work of this and of others that are like it, at the same time."""
@@ -114,15 +111,29 @@ class TritonCall:
         return self._binary
 
     def loaded(self) -> driver.Kernel:
-        """Return what launches it on the current device; tensors that are given later have no place yet."""
+        """Return what launches it on the current device; tensors that are given later have no place yet.
+
+        Raises:
+            RuntimeError: The driver does not load it.
+        """
         if self._loaded is None:
-            binary = self.binary()
-            handle = driver.loaded(torch.cuda.current_device(), binary.code, binary.name, binary.shared_bytes)
-            taken = [_number_of(self._arguments[index]) for index in binary.taken]
-            taken += [0] * (binary.count - len(taken))
+            binary, handle = self._handle()
+            arguments = [_number_of(self._arguments[index]) for index in binary.taken]
+            arguments += [0] * (binary.count - len(arguments))
             overlaps = bool(self._options.get("launch_pdl"))
-            self._loaded = driver.Kernel(handle, taken, self._grid, binary.threads, binary.shared_bytes, overlaps=overlaps)
+            self._loaded = driver.Kernel(handle, arguments, self._grid, binary.threads, binary.shared_bytes, overlaps=overlaps)
         return self._loaded
+
+    def _handle(self) -> tuple[Binary, int]:
+        binary = self.binary()
+        try:
+            return binary, driver.loaded(torch.cuda.current_device(), binary.code, binary.name, binary.shared_bytes)
+        except RuntimeError:
+            # one that was saved where the driver is newer
+            if self._binaries is None or not self._binaries.give_up(self.key()):
+                raise
+        self._binary = None
+        return self._handle()
 
     def compile(self) -> None:
         """Compile it without a launch; what goes wrong shows when it is launched."""
