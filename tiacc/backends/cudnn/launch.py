@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 
@@ -202,17 +201,20 @@ class Bench:
             rows, columns, warps = numbers
             count = math.prod(step.inputs[0].shape) // math.prod(step.inputs[0].shape[dim] for dim in step.dims)
             tensors = self._storages((step.out, *step.inputs, *step.operands))
-            return self._kernel(text, (-(-count // rows),), tensors, {"XB": rows, "RB": columns}, warps, 2)
+            return self._noted(TritonCall(text, (-(-count // rows),), tensors, {"XB": rows, "RB": columns}, warps, 2, (), self._binaries))
         if isinstance(step, AttentionStep):
             rows, keys, warps, stages = numbers
             grid = (-(-step.out.shape[2] // rows), step.out.shape[0] * step.out.shape[1])
-            return self._kernel(attention.kernel(step), grid, self._storages(step.refs()), {"BM": rows, "BN": keys}, warps, stages)
+            tensors = self._storages(step.refs())
+            constants = {"BM": rows, "BN": keys}
+            return self._noted(TritonCall(attention.kernel(step), grid, tensors, constants, warps, stages, (), self._binaries))
         if isinstance(step, ConvStep) and step.is_depthwise:
             pixels, wide, warps = numbers
             images, channels, height, width = step.out.shape
             tensors = [*self._storages((step.out, step.x)), self.weight(step), *self._storages(step.operands)]
             grid = (images * height * -(-width // pixels), -(-channels // wide))
-            return self._kernel(depthwise.kernel(step), grid, tensors, {"BW": pixels, "BC": wide}, warps, 2)
+            constants = {"BW": pixels, "BC": wide}
+            return self._noted(TritonCall(depthwise.kernel(step), grid, tensors, constants, warps, 2, (), self._binaries))
         if isinstance(step, ConvStep):
             return self._product(step, tiles.Tile.parse(numbers))
         raise BuildError("this step has no kernel")
@@ -231,23 +233,14 @@ class Bench:
         constants = {"BM": tile.high, "BN": tile.wide, "BK": tile.deep}
         grid = tiles.grid_of(step, tile)
         ahead = products.asked_ahead(step) if math.prod(grid) <= tiles.FEW_PROGRAMS else ()
-        return self._kernel(text, grid, [*tensors, *sizes], constants, tile.warps, tile.stages, ahead)
+        return self._noted(TritonCall(text, grid, [*tensors, *sizes], constants, tile.warps, tile.stages, ahead, self._binaries))
 
     def _element_wise(self, text: str, out: Ref, others: tuple[Ref, ...], numbers: list[int]) -> Call:
         block, warps = numbers
-        return self._kernel(text, (-(-out.numel // block),), self._storages((out, *others)), {"BLOCK": block}, warps, 2)
+        tensors = self._storages((out, *others))
+        return self._noted(TritonCall(text, (-(-out.numel // block),), tensors, {"BLOCK": block}, warps, 2, (), self._binaries))
 
-    def _kernel(
-        self,
-        text: str,
-        grid: tuple[int, ...],
-        arguments: list[Any],
-        sizes: dict[str, int],
-        warps: int,
-        stages: int,
-        ahead: Sequence[str] = (),
-    ) -> TritonCall:
-        call = TritonCall(text, grid, arguments, sizes, warps, stages, ahead, self._binaries)
+    def _noted(self, call: TritonCall) -> TritonCall:
         self.kernels.append(call)
         return call
 
