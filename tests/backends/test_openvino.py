@@ -14,7 +14,7 @@ from torch import fx
 
 from tests.helpers import Sketch
 from tiacc.backends.base import BuildSpec, Engine, Profile, backends
-from tiacc.backends.openvino import OpenVINOBackend, bounds, payload
+from tiacc.backends.openvino import OpenVINOBackend, bounds, indices, payload
 from tiacc.backends.openvino.engine import COPIED_BYTES
 from tiacc.errors import BuildError, EngineFormatError, InvalidArgumentError
 from tiacc.graph import specs
@@ -102,6 +102,62 @@ def test_integers_too_large_to_compute_with_are_refused_not_wrong() -> None:
     assert engine.run([torch.tensor([5, -5, 2**24])])[0].tolist() == [True, False, False]
     with pytest.raises(InvalidArgumentError, match="magnitude 16777217"):
         engine.run([torch.tensor([5, 2**24 + 1, 0])])
+
+
+def looked_up(size: int | Dim = 7) -> fx.GraphModule:
+    """Return rows of a table, by an index that is laid out otherwise and converted first, and numbers that are no index."""
+    sketch = Sketch()
+    x, y = sketch.input("x", 2, 3, dtype=torch.int32), sketch.input("y", 3, dtype=torch.int64)
+    table = sketch.input("table", size, 4)
+    index = sketch.call(aten.to.dtype, sketch.call(aten.view.default, x, [6]), torch.int64)
+    return sketch.output(sketch.call(aten.embedding.default, table, index), sketch.call(aten.add.Tensor, y, 1))
+
+
+@pytest.mark.parametrize("wrong", [7, -1, 2**30])
+def test_an_index_beyond_the_end_is_refused_as_torch_does(wrong: int) -> None:
+    gm = looked_up()
+    assert indices.input_ranges(gm) == ((0, 6), None, None)
+    engine = build(gm)
+    x, y, table = torch.randint(0, 7, (2, 3), dtype=torch.int32), torch.tensor([9, -9, 100]), torch.randn(7, 4)
+    for one in (engine, OpenVINOBackend().load(engine.serialize())):
+        assert torch.equal(one.run([x, y, table])[0], table[x.flatten().long()])
+        bad = x.clone()
+        bad[1, 2] = wrong
+        with pytest.raises(IndexError):
+            gm(bad, y, table)
+        with pytest.raises(InvalidArgumentError, match=f"index out of range: input 0 .* holds {wrong}, .* entries 0 to 6"):
+            one.run([bad, y, table])
+
+
+@pytest.mark.parametrize(
+    ("overload", "args", "allowed"),
+    [
+        (aten.index_select.default, lambda x, i: (x, 1, i), (0, 4)),
+        (aten.index.Tensor, lambda x, i: (x, [None, i]), (-5, 4)),
+        (aten.gather.default, lambda x, i: (x, 0, i), (0, 2)),
+        (aten.one_hot.default, lambda x, i: (i, 9), (0, 8)),
+    ],
+)
+def test_the_range_of_an_index(overload: Any, args: Any, allowed: tuple[int, int]) -> None:
+    sketch = Sketch()
+    shape = (2, 2) if overload is aten.gather.default else (2,)
+    x, index = sketch.input("x", 3, 5), sketch.input("index", *shape, dtype=torch.int64)
+    gm = sketch.output(sketch.call(overload, *args(x, index)))
+    assert indices.input_ranges(gm) == (None, allowed)
+    for value in allowed:
+        gm(torch.randn(3, 5), torch.full(shape, value))
+    for value in (allowed[0] - 1, allowed[1] + 1):
+        with pytest.raises((IndexError, RuntimeError)):
+            gm(torch.randn(3, 5), torch.full(shape, value))
+
+
+def test_what_is_not_known_of_an_index() -> None:
+    """A table of any size, and a part of the input, whose rest may be anything."""
+    assert indices.input_ranges(looked_up(Dim("n", 2, 7, 9))) == (None, None, None)
+    sketch = Sketch()
+    x, table = sketch.input("x", 6, dtype=torch.int64), sketch.constant("table", torch.randn(7, 4))
+    part = sketch.call(aten.slice.Tensor, x, 0, 0, 3)
+    assert indices.input_ranges(sketch.output(sketch.call(aten.embedding.default, table, part))) == (None,)
 
 
 def test_integers_that_are_only_moved_may_be_larger() -> None:

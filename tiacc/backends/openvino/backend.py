@@ -18,7 +18,8 @@ class OpenVINOBackend:
 
     What it supports, and under which conditions, is the table `tiacc.backends.openvino.table`. It differs from torch in two ways
     that no check of a node can show. A NaN in the input of ``relu``, ``clamp``, ``exp`` or a maximum does not always come out as a
-    NaN. And an index beyond the end of a tensor that is indexed inside of an engine reads zeros, where torch raises.
+    NaN. And an index beyond the end of a tensor, where torch raises, reads zeros, if it is computed inside of an engine; those that are
+    an input of it are checked in each call.
 
     Options (`BuildSpec.options`):
         num_threads: The threads that an engine uses; those of torch (`torch.get_num_threads`) when it is compiled, unless given.
@@ -52,7 +53,7 @@ class OpenVINOBackend:
         Raises:
             BuildError: OpenVINO fails; the message has its own, and the nodes with their source lines.
         """
-        from tiacc.backends.openvino import bounds
+        from tiacc.backends.openvino import bounds, indices
         from tiacc.backends.openvino.conversion import convert
         from tiacc.backends.openvino.engine import OpenVINOEngine
 
@@ -66,6 +67,7 @@ class OpenVINOBackend:
             precision="f32",
             num_threads=int(spec.options.get("num_threads") or 0),
             static_shapes=_static_shapes(spec),
+            index_ranges=indices.input_ranges(subgraph),
         )
         return OpenVINOEngine(conversion.model, header, keep=conversion.function)
 

@@ -48,7 +48,9 @@ class OpenVINOEngine:
         self._model = model
         self._header = header
         self._keep = keep
-        self._limits = [(index, limit) for index, limit in enumerate(header.integer_limits) if limit]
+        self._ranges = [(index, *item) for index, item in enumerate(header.index_ranges) if item is not None]
+        checked = {index for index, *_ in self._ranges}
+        self._limits = [(index, limit) for index, limit in enumerate(header.integer_limits) if limit and index not in checked]
         self._lock = threading.Lock()
         self._variants: dict[Any, _Variant] = {}
         self._variant_for(header.static_shapes[0] if header.static_shapes else None)
@@ -57,8 +59,11 @@ class OpenVINOEngine:
         """Compute the outputs. Each call returns tensors of its own; the inputs are only read.
 
         Raises:
-            InvalidArgumentError: An integer input holds a value that is too large for what is computed with it in 32 bits.
+            InvalidArgumentError: An integer input holds a value that is too large for what is computed with it in 32 bits, or is beyond
+                the end of what is indexed by it.
         """
+        for index, low, high in self._ranges:
+            _check_range(inputs[index], index, low, high)
         for index, limit in self._limits:
             _check_magnitude(inputs[index], index, limit)
         key = None
@@ -141,6 +146,17 @@ def _check_magnitude(tensor: torch.Tensor, index: int, limit: int) -> None:
         raise InvalidArgumentError(
             f"input {index} of an openvino engine holds a value of magnitude {worst}, and OpenVINO computes what follows from it "
             f"exactly up to {limit}; optimize with another backend, or leave the operators that read it out of the engine"
+        )
+
+
+def _check_range(tensor: torch.Tensor, index: int, low: int, high: int) -> None:
+    if not tensor.numel():
+        return
+    least, greatest = map(int, torch.aminmax(tensor))
+    if least < low or greatest > high:
+        wrong = least if least < low else greatest
+        raise InvalidArgumentError(
+            f"index out of range: input {index} of an openvino engine holds {wrong}, and what is indexed by it has entries {low} to {high}"
         )
 
 

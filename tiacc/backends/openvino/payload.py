@@ -23,7 +23,9 @@ from tiacc.graph.types import TensorSpec
 from tiacc.runtime.blob import spec_from_json, spec_to_json
 
 MAGIC = b"TIACCOV\x00"
-VERSION = 1
+VERSION = 2
+"""Engines of version 1 say nothing of the range of indices."""
+
 _PREFIX = struct.Struct("<8sIQQQ")
 _ALIGNMENT = 64
 
@@ -42,6 +44,8 @@ class Header:
         num_threads: The threads that it was built for, 0 for as many as torch uses.
         static_shapes: The sets of input shapes, one shape an input, that get a model of fixed sizes each; none for one model
             that takes every size.
+        index_ranges: For each input by which something is indexed the least and the greatest value that torch takes, None for others;
+            none at all in engines of version 1.
     """
 
     openvino: str
@@ -52,6 +56,7 @@ class Header:
     precision: str
     num_threads: int
     static_shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    index_ranges: tuple[tuple[int, int] | None, ...] = ()
 
 
 def pack(header: Header, xml: bytes, weights: bytes) -> bytes:
@@ -92,6 +97,8 @@ def unpack(payload: bytes) -> tuple[Header, bytes, memoryview]:
         for name in ("inputs", "outputs", "parameters", "integer_limits"):
             fields[name] = tuple(fields[name])
         fields["static_shapes"] = tuple(tuple(map(tuple, shapes)) for shapes in fields.get("static_shapes", ()))
+        ranges = fields.get("index_ranges", ())
+        fields["index_ranges"] = tuple(None if item is None else (int(item[0]), int(item[1])) for item in ranges)
         header = Header(**fields)
         xml = zlib.decompress(payload[text_end:xml_end])
     except (ValueError, TypeError, KeyError, AttributeError, zlib.error) as error:
