@@ -23,15 +23,12 @@ SAME = (
 _SAME = frozenset(SAME.split())
 
 _ALONG = {
-    "index_select.default": ("self", "index"),
-    "gather.default": ("self", "index"),
-    "take_along_dim.default": ("self", "indices"),
-    "scatter.src": ("self", "index"),
-    "scatter.value": ("self", "index"),
-    "scatter_add.default": ("self", "index"),
-    "index_add.default": ("self", "index"),
+    "take_along_dim.default": "indices",
+    **dict.fromkeys(
+        ("index_select.default", "gather.default", "scatter.src", "scatter.value", "scatter_add.default", "index_add.default"), "index"
+    ),
 }
-"""The operators that index along `dim`: what is indexed, and by what."""
+"""The operators that index `self` along `dim`, and what that by which they do is called."""
 
 
 def input_ranges(gm: fx.GraphModule) -> tuple[tuple[int, int] | None, ...]:
@@ -43,7 +40,7 @@ def input_ranges(gm: fx.GraphModule) -> tuple[tuple[int, int] | None, ...]:
     for node in gm.graph.nodes:
         for index, low, high in _indices_of(node) if node.op == "call_function" else ():
             source = _source_of(index)
-            if source.op == "placeholder" and specs.tensor_of(source).dtype in INTEGERS:
+            if source.op == "placeholder":
                 known = ranges.get(source, (low, high))
                 ranges[source] = (max(known[0], low), min(known[1], high))
     return tuple(ranges.get(node) for node in gm.graph.find_nodes(op="placeholder"))
@@ -60,9 +57,8 @@ def _indices_of(node: fx.Node) -> Iterator[tuple[fx.Node, int, int]]:
     elif name == "embedding.default":
         found = [(given["indices"], specs.tensor_of(given["weight"]).shape[0], 0)]
     elif name in _ALONG:
-        indexed, index = _ALONG[name]
-        dim, shape = given["dim"], specs.tensor_of(given[indexed]).shape
-        found = [(given[index], shape[dim], 0)] if dim is not None and shape else []
+        dim, shape = given["dim"], specs.tensor_of(given["self"]).shape
+        found = [(given[_ALONG[name]], shape[dim], 0)] if dim is not None and shape else []
     else:
         shape = specs.tensor_of(given["self"]).shape
         found = [(index, size, -size) for index, size in zip(given["indices"], shape) if isinstance(size, int)]
