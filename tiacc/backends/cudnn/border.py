@@ -54,13 +54,11 @@ class Launch:
     """
 
     def __init__(self, copies: Sequence[Copy], types: Sequence[torch.dtype], binaries: Binaries | None) -> None:
-        if len(copies) == 1:
-            (copy,) = copies
-            text, grid, constants = copy.text, copy.grid, copy.constants
-        else:
-            text = kernels.side_by_side([(copy.text, copy.grid, copy.constants) for copy in copies])
-            grid, constants = (sum(math.prod(copy.grid) for copy in copies), 1), {}
-        self.call = TritonCall(text, grid, list(types), constants, WARPS, 2, binaries=binaries)
+        calls = [
+            TritonCall(copy.text, copy.grid, list(types[2 * index : 2 * index + 2]), copy.constants, WARPS, 2, binaries=binaries)
+            for index, copy in enumerate(copies)
+        ]
+        self.call = calls[0] if len(calls) == 1 else calls[0].beside(calls[1:])
         self._is_by_triton = binaries is None
 
     def __call__(self, stream: int, *tensors: torch.Tensor) -> None:

@@ -66,7 +66,6 @@ class Executable:
         self._kernels: list[TritonCall] = []
         self._first: list[TritonCall] = []
         self._graph: CallGraph | None = None
-        self.is_recorded = False
         self._binaries = binaries
         self._entrances = [None if entry is None else border.Entrance(entry, self.read(entry.ref), binaries) for entry in program.inputs]
         self._exits = border.Exits(program.outputs, [self.read(ref) for ref, _ in program.outputs], binaries)
@@ -181,6 +180,11 @@ class Executable:
         """Fill all buffers but the constants with what is no number."""
         self._bytes.fill_(0xFF)
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the steps are recorded as a graph, which calls launch."""
+        return self._graph is not None
+
     def replay(self, inputs: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """Compute the outputs by the graph that was recorded, on a stream, which is the current one."""
         assert self._graph is not None
@@ -208,7 +212,6 @@ class Executable:
             rest = len(self._first)
             with_exits = self._binaries is not None
             self._graph = CallGraph(lambda: self.steps(begin=rest), self._exits, self.device, with_exits=with_exits)
-            self.is_recorded = True
             return self.replay(inputs, self._stream())
         self.fill(inputs)
         self.steps()
