@@ -14,11 +14,12 @@ PICTURES = Path(__file__).parent.parent / "docs" / "images"
 NONE = "Nothing on this page was measured on a GPU."
 
 HEAD = """Measured by `benchmarks/gpu.py`, a file of `benchmarks/results` for each GPU: the cuDNN backend. Median milliseconds a call
-between CUDA events, the runners in turn in one process. *TorchScript* is the traced input model with TensorFloat-32 where torch uses it,
-*frozen* the same after `torch.jit.freeze`. *eager* and *compile* are in float16, in CUDA graphs, and are given their input in float16 and
-channels last; *compile* is `torch.compile(mode="reduce-overhead")` with frozen weights. *tiacc* takes the user's float32 tensor and
-returns float32. The error is relative to float32 without TensorFloat-32, of the model that a load of the saved file gives, on data that
-it was not tuned on. *host* is the time that a call takes on the CPU, the launch of the graph included. *optimize* includes tuning;
+between CUDA events, the runners in turn in one process, two calls of each: the second counts, which follows one of its own as in use.
+*TorchScript* is the traced input model with TensorFloat-32 where torch uses it, *frozen* the same after `torch.jit.freeze`. *eager* and
+*compile* are in float16, in CUDA graphs, and are given their input in float16 and channels last; *compile* is
+`torch.compile(mode="reduce-overhead")` with frozen weights. *tiacc* takes the user's float32 tensor and returns float32. The error is
+relative to float32 without TensorFloat-32, of the model that a load of the saved file gives, on data that it was not tuned on. *host* is
+the time that a call takes on the CPU, the launch of the graph included, when the GPU has nothing else to do. *optimize* includes tuning;
 kernels that a row before it compiled, and tactics that were kept, were not made again.
 
 Only these rows were measured; other batches and other models were not."""
