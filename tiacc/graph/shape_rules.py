@@ -1,8 +1,8 @@
-"""The shapes of results for operators whose own inference fixes sizes that may vary.
+"""The shapes of results for operators that torch infers wrongly, or at a cost.
 
 torch infers the shapes of recurrent layers by running their loops, step by step, and so fixes the length of the sequence. A shape
 that is asked for as a tensor it cannot give at all, nor, before 2.14, that of a whole layer of a transformer; and a tensor of numbers it
-makes at once, of the example's.
+makes at once, of the example's. Of a convolution as tracing writes it, it knows the shape since 2.14; before, it computes one, of zeros.
 """
 
 from __future__ import annotations
@@ -56,6 +56,13 @@ def _shape_as_tensor(value: torch.Tensor) -> torch.Tensor:
     return torch.empty(value.dim(), dtype=torch.int64)
 
 
+def _convolution(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """Infer it without the flags for cuDNN, which come last."""
+    return aten.convolution.default(*args[:9], **{name: value for name, value in kwargs.items() if name not in _CUDNN_FLAGS})  # type: ignore[no-any-return]
+
+
+_CUDNN_FLAGS = ("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")
+
 _DTYPES = {bool: torch.bool, torch.SymBool: torch.bool, int: torch.int64, torch.SymInt: torch.int64, complex: torch.complex64}
 
 
@@ -78,6 +85,8 @@ SHAPE_RULES: dict[Any, Callable[..., Any]] = {
     aten.gru.input: _layers,
     aten.rnn_tanh.input: _layers,
     aten.rnn_relu.input: _layers,
+    aten._convolution.default: _convolution,
+    aten._convolution.deprecated: _convolution,
     aten._shape_as_tensor.default: _shape_as_tensor,
     aten._transformer_encoder_layer_fwd.default: _encoder_layer,
     **{getattr(aten.tensor, kind): _tensor for kind in ("default", "int", "float", "bool")},
