@@ -19,8 +19,9 @@ between CUDA events, the runners in turn in one process, two calls of each: the 
 *compile* are in float16, in CUDA graphs, and are given their input in float16 and channels last; *compile* is
 `torch.compile(mode="reduce-overhead")` with frozen weights. *tiacc* takes the user's float32 tensor and returns float32. The error is
 relative to float32 without TensorFloat-32, of the model that a load of the saved file gives, on data that it was not tuned on. *host* is
-the time that a call takes on the CPU, the launch of the graph included, when the GPU has nothing else to do. *optimize* includes tuning;
-kernels that a row before it compiled, and tactics that were kept, were not made again.
+the time that a call takes on the CPU, the launch of the graph included, when the GPU has nothing else to do; on a machine that others use
+too it varies by a factor of two and more. *optimize* includes tuning; kernels that a row before it compiled, and tactics that were kept,
+were not made again.
 
 Only these rows were measured; other batches and other models were not."""
 
@@ -36,16 +37,6 @@ START_TABLE = """`{file}`: commit {commit}, {date}, {device}
 
 | model, input | batch | level | built | again | `optimize` | again | loaded | error of the first call |
 |---|---|---|---|---|---|---|---|---|
-{rows}"""
-
-AGAIN = """### On another host
-
-At small batches a call waits for its host, and so does TorchScript: some of the same rows there.
-
-`{file}`: commit {commit}, {date}. {note}
-
-| model, input | batch | {columns} |
-|---|---|{lines}|
 {rows}"""
 
 STEPS = """### Where the time goes
@@ -104,19 +95,17 @@ BARS = (("eager_fp16_graph", "eager float16, CUDA graph", "#9aa5b1"), ("compile_
 OURS = ("tiacc_level1", "tiacc level 1", "#2f7d5b")
 
 
-def sections(paths: Sequence[Path], again: Sequence[Path] = (), starts: Sequence[Path] = (), steps: Sequence[Path] = ()) -> str:
+def sections(paths: Sequence[Path], starts: Sequence[Path] = (), steps: Sequence[Path] = ()) -> str:
     """Return the part of the page on GPUs, and write the pictures.
 
     Args:
         paths: The files of results, the oldest first; the newest of each GPU is shown.
-        again: More of them, from other hosts, likewise.
         starts: Those of `benchmarks.gpu_start`, likewise.
         steps: Those of `benchmarks.gpu_steps`, likewise.
     """
     found = [_section(path, record).rstrip() for path, record in _newest(paths)]
     if not found:
         return NONE
-    found += [_again(path, record) for path, record in _newest(again)]
     if starts:
         found.append(START.format(tables="\n\n".join(_start(path, record) for path, record in _newest(starts))))
     if steps:
@@ -130,12 +119,6 @@ def _newest(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
     records = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     newest = {record["device"]: (path, record) for path, record in records}
     return [newest[device] for device in sorted(newest)]
-
-
-def _again(path: Path, record: dict[str, Any]) -> str:
-    rows = "\n".join(map(_line, sorted(record["rows"], key=_order)))
-    told = {key: record[key] for key in ("commit", "date", "note")}
-    return AGAIN.format(file=path.name, columns=" | ".join(COLUMNS), lines="|".join("---" for _ in COLUMNS), rows=rows, **told)
 
 
 def _start(path: Path, record: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ def page() -> str:
         cpus="\n\n".join(_cpu(newest[name]) for name in sorted(newest)),
         file=last.name,
         costs="\n".join(_costs(_figures(load(last)))),
-        gpu=gpu_table.sections(*(recorded(kind) for kind in ("gpu", "again", "start", "steps"))),
+        gpu=gpu_table.sections(*(recorded(kind) for kind in ("gpu", "start", "steps"))),
     )
 
 
