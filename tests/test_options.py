@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import pickle
 from pathlib import Path
 
@@ -23,9 +24,9 @@ def test_the_defaults_are_valid_and_equal():
 
 
 def test_every_field_is_documented():
-    documented = Options.__doc__
+    documented = inspect.getdoc(Options)
     for field in dataclasses.fields(Options):
-        assert f"\n        {field.name}: " in documented
+        assert f"\n    {field.name}: " in documented
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,12 @@ PRODUCTS: dict[str, tuple[Any, list[tuple[int, ...]], tuple[Any, ...], int]] = {
     "matmul of matrices and a vector": (aten.matmul.default, [(3, 4, 5), (5,)], (), 3 * 4 * 5),
     "linear of a vector": (aten.linear.default, [(5,), (4, 5)], (), 4 * 5),
     "a convolution in groups": (aten.conv2d.default, [(2, 4, 6, 6), (8, 2, 3, 3)], (None, [1, 1], [0, 0], [1, 1], 2), 2 * 8 * 16 * 2 * 9),
+    "a convolution as traces have it": (
+        aten._convolution.default,
+        [(2, 4, 6, 6), (8, 2, 3, 3)],
+        (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 2, False, False, True, True),
+        2 * 8 * 16 * 2 * 9,
+    ),
     "a transposed convolution": (aten.conv_transpose2d.input, [(1, 4, 5, 5), (4, 6, 2, 2)], (None, [2, 2]), 25 * 4 * 6 * 4),
     "attention": (aten.scaled_dot_product_attention.default, [(2, 3, 7, 8)] * 3, (), 2 * 2 * 3 * 7 * 7 * 8),
 }

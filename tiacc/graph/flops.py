@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiacc.graph import arguments, specs, torch_compat
+from tiacc.graph.shape_rules import SHAPE_RULES
 
 aten = torch.ops.aten
 
@@ -33,6 +34,9 @@ _MORE = {
     aten.addbmm: _of_sum_of_products,
 }
 """The products that torch's own counter does not know, by the shapes of their operands."""
+
+_COUNTED_BY_RULE = frozenset({aten._convolution.default, aten._convolution.deprecated})
+"""The operators that take no tensors without data before torch 2.14, where their shape rules call one that does the same."""
 
 
 def flops_of(node: fx.Node) -> int:
@@ -58,9 +62,10 @@ class _Tensor(NamedTuple):
 @lru_cache(maxsize=4096)  # a deep model has the same layers over and over
 def _counted(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> int:
     """Return what torch counts of a call of an operator on tensors without data; 0 where it counts nothing."""
+    function = SHAPE_RULES[target] if target in _COUNTED_BY_RULE else target
     try:
         with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
-            target(*_on_meta(args), **{name: _on_meta(value) for name, value in kwargs})
+            function(*_on_meta(args), **{name: _on_meta(value) for name, value in kwargs})
         return int(counter.get_total_flops())
     except Exception:  # noqa: BLE001 - an operator need not have a kernel without data
         return 0
