@@ -29,26 +29,27 @@ def bound(node: fx.Node) -> dict[str, Any]:
         TypeError: The target is no operator overload, or the arguments do not fit its schema.
     """
     parameters = torch_compat.parameters(_overload(node))
-    if len(node.args) > len(parameters):
-        raise _misfit(node, f"takes {len(parameters)} arguments and was given {len(node.args)}")
+    args, kwargs = node.args, node.kwargs
+    if len(args) > len(parameters):
+        raise _misfit(node, f"takes {len(parameters)} arguments and was given {len(args)}")
     result: dict[str, Any] = {}
+    for parameter, value in zip(parameters, args):
+        if parameter.is_keyword_only:
+            raise _misfit(node, f"takes {parameter.name!r} by keyword only")
+        result[parameter.name] = value
     used = 0
-    for index, parameter in enumerate(parameters):
-        if index < len(node.args):
-            if parameter.is_keyword_only:
-                raise _misfit(node, f"takes {parameter.name!r} by keyword only")
-            result[parameter.name] = node.args[index]
-        elif parameter.name in node.kwargs:
-            result[parameter.name] = node.kwargs[parameter.name]
+    for parameter in parameters[len(args) :]:
+        if parameter.name in kwargs:
+            result[parameter.name] = kwargs[parameter.name]
             used += 1
         elif parameter.has_default:
             default = parameter.default
             result[parameter.name] = list(default) if isinstance(default, list) else default
         else:
             raise _misfit(node, f"was not given {parameter.name!r}")
-    if used != len(node.kwargs):
-        positional = {parameter.name for parameter in parameters[: len(node.args)]}
-        surplus = [name for name in node.kwargs if name not in result or name in positional]
+    if used != len(kwargs):
+        positional = {parameter.name for parameter in parameters[: len(args)]}
+        surplus = [name for name in kwargs if name not in result or name in positional]
         raise _misfit(node, f"has no use for the keyword arguments {surplus}")
     return result
 

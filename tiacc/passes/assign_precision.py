@@ -10,6 +10,7 @@ Nothing is changed here: an assignment says of each node in which type it reads 
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -115,6 +116,8 @@ class _Assigner:
     Attributes:
         policies: The policy of each call that reads or gives float32 tensors.
         wants_half: The moves all of whose readers compute in half precision, so that a cast is better done before them.
+        float_arguments: What `Assignment.float_arguments` says of each call that was looked at; the graph stays as it is.
+        value_as: What a node gives, converted; asked for when it is decided what that is.
     """
 
     def __init__(self, gm: fx.GraphModule, ctx: PassContext, half: torch.dtype, keep_fp32: tuple[str, ...]) -> None:
@@ -128,6 +131,8 @@ class _Assigner:
         self.made = Assignment(half, was_float={node for node in self.nodes if float_dtypes(node.meta.get("val")) == {torch.float32}})
         self.policies: dict[fx.Node, Policy] = {}
         self.wants_half: set[fx.Node] = set()
+        self.float_arguments = functools.cache(self.made.float_arguments)
+        self.value_as = functools.cache(lambda node, dtype: torch_compat.fake_as(self.mode, self.made.value_of(node), dtype))
 
     def run(self) -> Assignment:
         """Do all there is to do."""
@@ -167,7 +172,7 @@ class _Assigner:
             return Policy(Kind.KEEP, "its results are read as a list")
         policy = precision_policy.policy_of(node, self.half)
         if policy.kind is Kind.COMPUTE:
-            for name, source in self.made.float_arguments(node):
+            for name, source in self.float_arguments(node):
                 if source.op == "get_attr" and not is_loose(node, name) and self._misfit(source):
                     return Policy(Kind.KEEP, self._misfit(source))
         return policy
@@ -203,7 +208,7 @@ class _Assigner:
             return True
         policy = self.policies.get(user)
         return policy is not None and policy.kind is Kind.COMPUTE and not any(
-            source is node and is_loose(user, name) for name, source in self.made.float_arguments(user)
+            source is node and is_loose(user, name) for name, source in self.float_arguments(user)
         )
 
     def _assigned(self, node: fx.Node, policy: Policy) -> Assigned:
@@ -237,7 +242,7 @@ class _Assigner:
 
     def _followed(self, node: fx.Node) -> str:
         """Return why a node that follows its inputs is to be float32; an empty string if it is to be half."""
-        sources = [source for _, source in self.made.float_arguments(node)]
+        sources = [source for _, source in self.float_arguments(node)]
         for source in sources:
             if source.op == "get_attr" and self._misfit(source):
                 return self._misfit(source)
@@ -258,10 +263,10 @@ class _Assigner:
         """
         made, value = self.made, node.meta["val"]
         given = {source: made.value_of(source) for source in node.all_input_nodes}
-        for name, source in made.float_arguments(node):
+        for name, source in self.float_arguments(node):
             wanted = made.dtype_of_argument(node, name, source, self.half)
             if wanted not in float_dtypes(given[source]):
-                given[source] = torch_compat.fake_as(self.mode, given[source], wanted)
+                given[source] = self.value_as(source, wanted)
         if node not in made.was_float or not any(self.half in float_dtypes(item) for item in given.values()):
             return value
         if kind is Kind.COMPUTE or not isinstance(value, torch.Tensor):
@@ -281,8 +286,11 @@ class _Assigner:
 
 def float_dtypes(value: Any) -> set[torch.dtype]:
     """Return the dtypes of the floating-point tensors in what a node gives."""
-    values = value if isinstance(value, (list, tuple)) else (value,)
-    return {item.dtype for item in values if isinstance(item, torch.Tensor) and item.is_floating_point()}
+    if isinstance(value, torch.Tensor):
+        dtype = value.dtype
+        return {dtype} if dtype.is_floating_point else set()
+    values = value if isinstance(value, (list, tuple)) else ()
+    return {item.dtype for item in values if isinstance(item, torch.Tensor) and item.dtype.is_floating_point}
 
 
 def is_loose(node: fx.Node, name: str) -> bool:

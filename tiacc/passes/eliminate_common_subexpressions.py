@@ -62,11 +62,25 @@ def eliminate_common_subexpressions(gm: fx.GraphModule, ctx: PassContext) -> int
     memory = rewrite.Memory(gm)
     constants = _constant_keys(gm)
     first: dict[Hashable, fx.Node] = {}
+    alone: dict[Hashable, fx.Node | None] = {}
     changes = 0
     for node in gm.graph.nodes:
-        key = constants.get(node) if node.op == "get_attr" else _call_key(node)
-        if key is None:
-            continue
+        if node.op == "get_attr":
+            key = constants.get(node)
+            if key is None:
+                continue
+        else:
+            if not rewrite.is_pure(node) or node.target in rewrite.UNINITIALISED:
+                continue
+            # Most calls are of an operator that no other call gives the same tensors: their other arguments need not be read.
+            rough = node.target, frozenset(node.all_input_nodes)
+            other = alone.setdefault(rough, node)
+            if other is node:
+                continue
+            if other is not None:
+                first.setdefault(_call_key(other), other)
+                alone[rough] = None
+            key = _call_key(node)
         known = first.setdefault(key, node)
         if known is not node and memory.may_replace(node, known) and ctx.spend():
             rewrite.replace(node, known)
@@ -74,10 +88,8 @@ def eliminate_common_subexpressions(gm: fx.GraphModule, ctx: PassContext) -> int
     return changes
 
 
-def _call_key(node: fx.Node) -> Hashable | None:
-    """Return what two equal calls have in common; None for a call that is not to be merged."""
-    if not rewrite.is_pure(node) or node.target in rewrite.UNINITIALISED:
-        return None
+def _call_key(node: fx.Node) -> Hashable:
+    """Return what two equal calls have in common."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return node.target, _frozen(node.args), _frozen(tuple(node.kwargs.items()))
     bound = arguments.bound(node)

@@ -159,7 +159,12 @@ _NO_MODULES = frozenset({"SELF", "UNKNOWN_INSTANCE"})  # a method of the module 
 
 def modules_of(node: Node) -> tuple[str, ...]:
     """Return the names of the modules that a TorchScript node was inlined from, outermost first; containers are not among them."""
-    return tuple(name for name in _INSTANCE.findall(node.getModuleHierarchy()) if name not in _NO_MODULES)
+    return _modules_in(node.getModuleHierarchy())
+
+
+@lru_cache(maxsize=4096)
+def _modules_in(hierarchy: str) -> tuple[str, ...]:
+    return tuple(name for name in _INSTANCE.findall(hierarchy) if name not in _NO_MODULES)
 
 
 def weight_owner_of(value: Value) -> str | None:

@@ -250,9 +250,18 @@ class PlainType(NamedTuple):
         return self.offset == 0 and self.memory_bytes == (last + 1) * self.dtype.itemsize
 
 
+_PLAIN_TYPE = "_tiacc_plain_type"
+"""The attribute of a fake tensor that keeps its type: fake tensors are not changed, and each is asked for as often as it is read."""
+
+
 def plain_type(tensor: torch.Tensor) -> PlainType | None:
     """Return the type of a fake tensor; None for a real one, one of symbolic sizes, and one that is more than its type tells."""
-    return _plain_type(tensor) if isinstance(tensor, FakeTensor) and tensor.constant is None else None
+    if not isinstance(tensor, FakeTensor) or tensor.constant is not None:
+        return None
+    known = tensor.__dict__
+    if _PLAIN_TYPE not in known:
+        known[_PLAIN_TYPE] = _plain_type(tensor)
+    return known[_PLAIN_TYPE]  # type: ignore[no-any-return]
 
 
 def _plain_type(tensor: torch.Tensor) -> PlainType | None:
@@ -267,14 +276,18 @@ def _plain_type(tensor: torch.Tensor) -> PlainType | None:
 
 def fake_of(mode: FakeTensorMode, plain: PlainType) -> torch.Tensor:
     """Return a new fake tensor that fills memory of its own, many times faster than by an operator."""
-    return FakeTensor(mode, torch.empty_strided(plain.shape, plain.stride, dtype=plain.dtype, device="meta"), plain.device)
+    made = FakeTensor(mode, torch.empty_strided(plain.shape, plain.stride, dtype=plain.dtype, device="meta"), plain.device)
+    made.__dict__[_PLAIN_TYPE] = plain
+    return made
 
 
 def fake_view(mode: FakeTensorMode, plain: PlainType, base: torch.Tensor) -> torch.Tensor:
     """Return a new fake tensor in the memory of another, many times faster than by an operator."""
     elements = torch.empty(0, dtype=plain.dtype, device="meta")
     elements.set_(base.untyped_storage(), plain.offset, plain.shape, plain.stride)
-    return FakeTensor(mode, elements, plain.device)
+    made = FakeTensor(mode, elements, plain.device)
+    made.__dict__[_PLAIN_TYPE] = plain
+    return made
 
 
 def fake_as(mode: FakeTensorMode, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
