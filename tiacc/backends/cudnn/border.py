@@ -121,7 +121,7 @@ class Exits:
     """
 
     def __init__(self, outputs: Sequence[tuple[Ref, torch.dtype]], places: Sequence[torch.Tensor], binaries: Binaries | None) -> None:
-        self._made = [(ref.shape, dtype, place.device) for (ref, dtype), place in zip(outputs, places)]
+        self._made = [(ref.shape, contiguous_strides(ref.shape), dtype, place.device) for (ref, dtype), place in zip(outputs, places)]
         outsides = [_outside(ref.shape, dtype) for ref, dtype in outputs]
         self.size_bytes = sum(outside.buffer.size_bytes for outside in outsides)
         plain = [index for index, (ref, _) in enumerate(outputs) if _is_plain(ref, outsides[index], places[index])]
@@ -135,7 +135,8 @@ class Exits:
 
     def make(self) -> list[torch.Tensor]:
         """Return new tensors for the caller."""
-        return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in self._made]
+        # `torch.empty` takes half as long again
+        return [torch.empty_strided(shape, strides, dtype=dtype, device=device) for shape, strides, dtype, device in self._made]
 
     def launch(self, made: Sequence[torch.Tensor], stream: int) -> None:
         """Launch the kernels, which write into tensors that `make` made."""
