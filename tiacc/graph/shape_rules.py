@@ -56,12 +56,13 @@ def _shape_as_tensor(value: torch.Tensor) -> torch.Tensor:
     return torch.empty(value.dim(), dtype=torch.int64)
 
 
-def _convolution(*args: Any, **kwargs: Any) -> torch.Tensor:
-    """Infer it without the flags for cuDNN, which come last."""
-    return aten.convolution.default(*args[:9], **{name: value for name, value in kwargs.items() if name not in _CUDNN_FLAGS})  # type: ignore[no-any-return]
-
-
 _CUDNN_FLAGS = ("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")
+"""The last arguments of a traced convolution, which its shape does not depend on."""
+
+
+def _convolution(*args: Any, **kwargs: Any) -> Any:
+    return aten.convolution.default(*args[:9], **{name: value for name, value in kwargs.items() if name not in _CUDNN_FLAGS})
+
 
 _DTYPES = {bool: torch.bool, torch.SymBool: torch.bool, int: torch.int64, torch.SymInt: torch.int64, complex: torch.complex64}
 
