@@ -276,15 +276,17 @@ def _plain_type(tensor: torch.Tensor) -> PlainType | None:
 
 def fake_of(mode: FakeTensorMode, plain: PlainType) -> torch.Tensor:
     """Return a new fake tensor that fills memory of its own, many times faster than by an operator."""
-    made = FakeTensor(mode, torch.empty_strided(plain.shape, plain.stride, dtype=plain.dtype, device="meta"), plain.device)
-    made.__dict__[_PLAIN_TYPE] = plain
-    return made
+    return _of_type(mode, torch.empty_strided(plain.shape, plain.stride, dtype=plain.dtype, device="meta"), plain)
 
 
 def fake_view(mode: FakeTensorMode, plain: PlainType, base: torch.Tensor) -> torch.Tensor:
     """Return a new fake tensor in the memory of another, many times faster than by an operator."""
     elements = torch.empty(0, dtype=plain.dtype, device="meta")
     elements.set_(base.untyped_storage(), plain.offset, plain.shape, plain.stride)
+    return _of_type(mode, elements, plain)
+
+
+def _of_type(mode: FakeTensorMode, elements: torch.Tensor, plain: PlainType) -> torch.Tensor:
     made = FakeTensor(mode, elements, plain.device)
     made.__dict__[_PLAIN_TYPE] = plain
     return made
