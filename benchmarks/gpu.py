@@ -117,6 +117,12 @@ def host_microseconds(call: Callable[[], Any], before: Callable[[], Any] = lambd
     return round(min(statistics.median(once() for _ in range(HOST_CALLS)) for _ in range(HOST_ROUNDS)), 1)
 
 
+def python_loop() -> None:
+    """Take a thousand steps in Python: its time says how fast the host is, which other programs make half as fast on the same core."""
+    for _ in range(1000):
+        pass
+
+
 def flat(outputs: Any) -> list[torch.Tensor]:
     """Return the tensors of some outputs as float32."""
     return [output.float() for output in ([outputs] if isinstance(outputs, torch.Tensor) else list(outputs))]
@@ -189,7 +195,8 @@ def path_of(record: dict[str, Any], kind: str, folder: str | Path) -> Path:
 
 
 def write(record: dict[str, Any], path: Path) -> None:
-    """Write a record into a file."""
+    """Write a record into a file, and make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

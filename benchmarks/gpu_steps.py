@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import models
-from benchmarks.gpu import DEVICE, distance, flat, host_microseconds, new_record, path_of, write
+from benchmarks.gpu import DEVICE, distance, flat, host_microseconds, new_record, path_of, python_loop, write
 from tiacc import compiler, planning, samples
 from tiacc.backends.cudnn import CudnnBackend
 from tiacc.backends.cudnn.engine import CudnnEngine
@@ -72,6 +72,7 @@ def measure(name: str, batch: int, level: int, cache: Path | None) -> dict[str, 
             "model": host_microseconds(lambda: compiled.module(*inputs)),
             "engine": host_microseconds(lambda: engine.run(given)),
             "launch": host_microseconds(executable.launch, lambda: executable.fill(given)),
+            "python_loop": host_microseconds(python_loop),
         },
         "steps": [dataclasses.asdict(step) for step in steps],
     }

@@ -57,7 +57,8 @@ convolutions, taps as the inner loop, and reads of pixels through the cache of a
 STEPS_TABLE = """`{file}`: commit {commit}, {date}, {device}
 
 {title}, batch {batch}, level {level}: all {whole:.0f} µs, the steps alone {steps:.0f} µs, the least {least:.0f} µs; on the host a call of
-the model takes {host:.0f} µs, of which the launch of the graph is {launch:.0f} µs.
+the model takes {host:.0f} µs, of which the launch of the graph is {launch:.0f} µs; a thousand steps of a loop in Python
+take {loop:.0f} µs there, about twice that where another program has the same core.
 
 | steps | shape of the result | tactic | how many | each, µs | least, µs |
 |---|---|---|---|---|---|
@@ -153,6 +154,7 @@ def _steps(path: Path, record: dict[str, Any], row: dict[str, Any]) -> str:
         least=sum(group["floor"] for group in groups),
         host=row["host_microseconds"]["model"],
         launch=row["host_microseconds"]["launch"],
+        loop=row["host_microseconds"]["python_loop"],
         rows="\n".join(lines),
     )
 
