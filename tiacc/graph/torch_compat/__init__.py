@@ -1,5 +1,6 @@
 """Every private name of torch that tiacc's graph code touches, and what differs between torch 2.11 and 2.14."""
 
+from tiacc.graph.torch_compat.devices import RECORDING as RECORDING
 from tiacc.graph.torch_compat.devices import current_device as current_device
 from tiacc.graph.torch_compat.devices import current_stream as current_stream
 from tiacc.graph.torch_compat.devices import is_recording as is_recording

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
 
 import torch
+
+RECORDING = threading.RLock()
+"""Held while a graph is recorded, which changes what all threads share: the collector of garbage, the scratch memory of cuBLAS."""
 
 
 def current_stream(index: int) -> int:
@@ -35,22 +39,23 @@ def recorded(work: Callable[[], None], stream: torch.cuda.Stream, *, keep: bool 
         stream: What it is recorded on.
         keep: Whether to keep what was recorded beside what is launched, so that its nodes can be asked for.
     """
-    graph = torch.cuda.CUDAGraph(keep_graph=keep)
-    stream.wait_stream(torch.cuda.current_stream(stream.device))
-    torch._C._cuda_clearCublasWorkspaces()
-    collects = gc.isenabled()
-    gc.disable()  # what is freed while a stream is recorded may need calls that are not allowed then
-    try:
-        with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-    finally:
+    with RECORDING:
+        graph = torch.cuda.CUDAGraph(keep_graph=keep)
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
         torch._C._cuda_clearCublasWorkspaces()
-        if collects:
-            gc.enable()
-    if keep:
-        graph.instantiate()
-    return graph
+        collects = gc.isenabled()
+        gc.disable()  # what is freed while a stream is recorded may need calls that are not allowed then
+        try:
+            with torch.cuda.stream(stream):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    work()
+                finally:
+                    graph.capture_end()
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
+            if collects:
+                gc.enable()
+        if keep:
+            graph.instantiate()
+        return graph
