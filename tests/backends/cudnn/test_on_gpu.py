@@ -1,4 +1,9 @@
-"""What needs a GPU: tactics, graphs, streams, threads and memory."""
+"""What needs a GPU: tactics, graphs, streams, threads and memory.
+
+Under ``compute-sanitizer --tool memcheck`` give ``--show-backtrace no``: to show Python's frames it waits for Python's lock inside the
+driver, while another thread, in cuDNN's frontend, has that lock and waits for the driver. ``test_memory_is_flat_over_2000_runs`` fails
+under it, which takes memory itself.
+"""
 
 from __future__ import annotations
 
