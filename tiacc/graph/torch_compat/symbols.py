@@ -253,6 +253,9 @@ class PlainType(NamedTuple):
 _PLAIN_TYPE = "_tiacc_plain_type"
 """The attribute of a fake tensor that keeps its type: fake tensors are not changed, and each is asked for as often as it is read."""
 
+_ATTRIBUTES = "_tiacc_attributes"
+"""The attribute of a mode that keeps, by device, the attributes that its fake tensors begin with."""
+
 
 def plain_type(tensor: torch.Tensor) -> PlainType | None:
     """Return the type of a fake tensor; None for a real one, one of symbolic sizes, and one that is more than its type tells."""
@@ -287,14 +290,28 @@ def fake_view(mode: FakeTensorMode, plain: PlainType, base: torch.Tensor) -> tor
 
 
 def _of_type(mode: FakeTensorMode, elements: torch.Tensor, plain: PlainType) -> torch.Tensor:
-    made = FakeTensor(mode, elements, plain.device)
+    made = _new(mode, elements, plain.device)
     made.__dict__[_PLAIN_TYPE] = plain
+    return made
+
+
+def _new(mode: FakeTensorMode, elements: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a new fake tensor; its attributes, of which the constructor sets twenty one by one, are those of the first on the device."""
+    known = mode.__dict__.setdefault(_ATTRIBUTES, {})
+    attributes = known.get(device)
+    if attributes is None:
+        first = FakeTensor(mode, elements, device)
+        known[device] = dict(first.__dict__)
+        return first
+    made = torch.Tensor._make_subclass(FakeTensor, elements, False, dispatch_device=True, device_for_backend_keys=device)
+    torch._C._set_throw_on_mutable_data_ptr(made)
+    made.__dict__.update(attributes)
     return made
 
 
 def fake_as(mode: FakeTensorMode, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return a fake tensor like another but for its dtype, many times faster than by converting it."""
-    return FakeTensor(mode, torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta"), tensor.device)
+    return _new(mode, torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta"), tensor.device)
 
 
 def is_fake(tensor: torch.Tensor) -> bool:
