@@ -35,6 +35,9 @@ PRODUCTS: dict[str, tuple[Any, list[tuple[int, ...]], tuple[Any, ...], int]] = {
         2 * 8 * 16 * 2 * 9,
     ),
     "a transposed convolution": (aten.conv_transpose2d.input, [(1, 4, 5, 5), (4, 6, 2, 2)], (None, [2, 2]), 25 * 4 * 6 * 4),
+    "a bilinear form": (aten.bilinear.default, [(5, 7, 3), (5, 7, 4), (6, 3, 4)], (), 5 * 7 * 6 * 3 * 4),
+    "distances of few points": (aten.cdist.default, [(2, 5, 3), (1, 7, 3)], (), 2 * 5 * 7 * 3),
+    "distances of many points": (aten.cdist.default, [(50, 3), (70, 3)], (), 50 * 70 * 3),
     "attention": (aten.scaled_dot_product_attention.default, [(2, 3, 7, 8)] * 3, (), 2 * 2 * 3 * 7 * 7 * 8),
 }
 

@@ -26,14 +26,32 @@ def _of_sum_of_products(sum_: torch.Size, first: torch.Size, second: torch.Size,
     return 2 * first.numel() * second[-1]
 
 
+def _of_three(first: torch.Size, second: torch.Size, third: torch.Size, *expanded: Any, **_: Any) -> int:
+    """Three tensors, each with new dimensions where it is told, meet as they are broadcast."""
+    shapes = [list(shape) for shape in (first, second, third)]
+    for shape, places in zip(shapes, expanded):
+        for place in places:
+            shape.insert(place, 1)
+    met: torch.Size = torch.broadcast_shapes(*shapes)
+    return 2 * met.numel()
+
+
+def _of_distances(first: torch.Size, second: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+    """Each number of a point meets its like in another point once."""
+    return 2 * out_shape.numel() * first[-1]
+
+
 _MORE = {
     aten.mv: _of_vectors,
     aten.dot: _of_vectors,
     aten.vdot: _of_vectors,
     aten.addmv: lambda sum_, matrix, vector, *_, **__: _of_vectors(matrix, vector),
     aten.addbmm: _of_sum_of_products,
+    aten._trilinear: _of_three,
+    aten._cdist_forward: _of_distances,
+    aten._euclidean_dist: _of_distances,
 }
-"""The products that torch's own counter does not know, by the shapes of their operands."""
+"""What torch's own counter does not know, by the shapes of their operands."""
 
 _COUNTED_BY_RULE = frozenset({aten._convolution.default, aten._convolution.deprecated})
 """The operators that take no tensors without data before torch 2.14, where their shape rules call one that does the same."""
