@@ -181,3 +181,38 @@ def test_the_numbers_of_dtypes_are_those_of_torchscript() -> None:
             assert torch_compat.dtype_number(dtype) == number, dtype
             seen += 1
     assert seen > 20
+
+
+class PowerOfNegative(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * float(x.size(0) - 12) ** 0.5
+
+
+class LargestOfNaN(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * max(float("nan") * x.size(0), 1.0), x * max(1.0, float("nan") * x.size(0))
+
+
+class SmallestOfNaN(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * min(float("nan") * x.size(0), 1.0), x * min(1.0, float("nan") * x.size(0))
+
+
+class LargestOfLists(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * max([x.size(0), 2, 5]) + min(x.size(1), 7)
+
+
+class RemainderOfFractions(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu() * (0.3 * x.size(0) % 0.1) + (0.3 * x.size(0) // 0.1)
+
+
+@pytest.mark.parametrize("rows", [4, Dim("rows", 2, 4, 8)], ids=["fixed", "varying"])
+@pytest.mark.parametrize("kind", [PowerOfNegative, LargestOfNaN, SmallestOfNaN, LargestOfLists, RemainderOfFractions])
+def test_arithmetic_of_numbers(kind: type[nn.Module], rows: int | Dim) -> None:
+    scripted = torch.jit.script(kind().eval())
+    loaded = write_back(import_module(copy.deepcopy(scripted), [TensorSpec((rows, 3), torch.float32)]))
+    for size in (4,) if isinstance(rows, int) else (2, 4, 8):
+        args = (torch.randn(size, 3),)
+        assert_same(outcome(scripted, args), outcome(loaded, args))

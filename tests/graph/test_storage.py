@@ -101,3 +101,100 @@ class CopiesIntoATurnedTensor(nn.Module):
 def test_a_copy_is_laid_out_as_what_it_is_written_into(kind: type[nn.Module]) -> None:
     result = imported(kind, [SQUARE, SQUARE], (X, Y))
     assert not result.left
+
+
+class WritesThroughAReshape(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x + 1
+        z = y.reshape(-1)
+        z.mul_(2)
+        return y, z.exp() * 2
+
+
+class WritesThroughAFlatten(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x + 1
+        z = torch.flatten(y)
+        z[:4].mul_(2)
+        return y, z.exp() * 2
+
+
+class WritesBehindAContiguous(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.relu(x)
+        z = y.contiguous()
+        y.add_(1)
+        return y, z.exp() * 2
+
+
+class BranchesOnALayout(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x * 2
+        if y.is_contiguous():
+            return torch.relu(y) + 1, y
+        return torch.relu(y) * y.stride(0), y
+
+
+@pytest.mark.parametrize("kind", [WritesThroughAReshape, WritesThroughAFlatten, WritesBehindAContiguous, BranchesOnALayout])
+def test_tensors_may_be_laid_out_otherwise_than_in_the_graph(kind: type[nn.Module]) -> None:
+    imported(kind, [SQUARE], (X,), (X.t(),), (X.repeat(1, 2)[:, ::2],))
+
+
+class WritesThroughAReshapeOfItsOwn(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.mm(x, x)
+        y.reshape(-1).mul_(2)
+        return torch.relu(y)
+
+
+def test_a_reshape_of_what_is_always_laid_out_alike_is_a_view() -> None:
+    assert not imported(WritesThroughAReshapeOfItsOwn, [SQUARE], (X,), (X.t(),)).left
+
+
+class WritesIntoWhatItReads(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(x)
+        y.add_(y.t())
+        return y.exp() * 2
+
+
+def test_what_torch_refuses_to_read_is_refused() -> None:
+    loaded = write_back(import_module(torch.jit.script(WritesIntoWhatItReads()), [SQUARE]))
+    with pytest.raises(RuntimeError, match="refer to a single memory location"):
+        loaded(X)
+
+
+class ReturnsAPart(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = torch.relu(x)
+        a = y[:, :2]
+        b = a[1:]
+        a.add_(1)
+        return y, a, b
+
+
+class ReturnsAPartOfAPart(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = torch.relu(x)
+        a = y[:, :2]
+        a.add_(1)
+        b = a[1:]
+        return y, b + 0, b
+
+
+class ReturnsANumberTwice(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        a = torch.tensor(x.size(0))
+        b = a
+        b += 1
+        return a, torch.relu(x), b
+
+
+@pytest.mark.parametrize("kind", [ReturnsAPart, ReturnsAPartOfAPart, ReturnsANumberTwice])
+def test_results_that_share_memory_still_do(kind: type[nn.Module]) -> None:
+    scripted = torch.jit.script(kind().eval())
+    loaded = write_back(import_module(copy.deepcopy(scripted), [SQUARE]))
+    for model in (scripted, loaded):
+        first, _, last = model(X)
+        first.zero_()
+        assert not last.any() and last.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()

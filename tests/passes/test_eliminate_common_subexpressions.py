@@ -90,6 +90,15 @@ def test_the_larger_of_two_zeros_depends_on_their_order():
         assert torch.equal(run(gm, [zeros, -zeros])[0].signbit(), run(before, [zeros, -zeros])[0].signbit())
 
 
+def test_sums_that_are_laid_out_in_different_ways_stay_two():
+    """A sum is laid out as its first operand."""
+    sketch = Sketch()
+    x = sketch.input("x", 3, 3)
+    y = sketch.call(aten.mul.Tensor, sketch.call(aten.t.default, x), 2)
+    first, second = sketch.call(aten.add.Tensor, y, x), sketch.call(aten.add.Tensor, x, y)
+    check(sketch.output(sketch.call(aten.sum.dim_IntList, first, [0]), sketch.call(aten.view.default, second, [-1])), 0)
+
+
 def test_numbers_of_different_types_differ():
     sketch = Sketch()
     x = sketch.input("x", 2, 3, dtype=torch.int64)

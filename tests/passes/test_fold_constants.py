@@ -170,6 +170,14 @@ def test_an_operator_that_fails_stays():
         gm(torch.zeros(2, 2))
 
 
+def test_what_cannot_be_filled_stays():
+    sketch = Sketch()
+    x = sketch.input("x", 3, dtype=torch.uint8)
+    gm = sketch.output(sketch.call(aten.add.Tensor, sketch.call(aten.full_like.default, x, 300), sketch.call(aten.ones_like.default, x)))
+    assert FoldConstants()(gm).changes == 1
+    assert "full_like" in str(lines(gm))
+
+
 def test_fuel_leaves_the_rest():
     sketch = Sketch()
     x = sketch.input("x", 3)

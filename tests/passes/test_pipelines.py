@@ -62,7 +62,7 @@ def block(sketch, x, index, channels=4):
     y = sketch.call(aten.conv2d.default, x, w, None, [1, 1], [1, 1])
     y = sketch.call(aten.batch_norm.default, y, *statistics, False, 0.1, 1e-5, True)
     y = sketch.call(aten.dropout.default, sketch.call(aten.relu.default, y), 0.1, False)
-    y = sketch.call(aten.mul.Tensor, sketch.call(aten.contiguous.default, y), 1.0)
+    y = sketch.call(aten.mul.Tensor, sketch.call(aten.alias.default, y), 1.0)
     one, two = (sketch.call(aten.sigmoid.default, y) for _ in range(2))
     shift = sketch.call(aten.mul.Tensor, constant("shift", torch.randn(channels, 1, 1)), 0.5)
     return sketch.call(aten.add.Tensor, sketch.call(aten.add.Tensor, sketch.call(aten.mul.Tensor, one, two), x), shift)

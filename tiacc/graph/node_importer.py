@@ -12,6 +12,7 @@ from torch import fx
 from tiacc.graph import torch_compat
 from tiacc.graph.aliases import usual
 from tiacc.graph.knowledge import Facts
+from tiacc.graph.layouts import MAY_COPY, OWN_LAYOUT, TELL_LAYOUT
 from tiacc.graph.number_importer import NumberImporter
 from tiacc.graph.number_operands import as_numbers, taken_for_numbers
 from tiacc.graph.region_builder import UNKNOWN, NumberTensor, RegionBuilder, has_tensors
@@ -31,7 +32,6 @@ _SPLITS = frozenset(
     | {aten.tensor_split.sections, aten.tensor_split.indices}
     | {aten.unsafe_chunk.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default}
 )
-
 
 class SpliceError(Exception):
     """A branch whose condition is known cannot be imported as a whole: its block shall stand in its place.
@@ -169,6 +169,8 @@ class NodeImporter(NumberImporter):
 
     def _import_call(self, node: torch_compat.Node, overload: torch._ops.OpOverload, args: list[Any]) -> list[Any]:
         """Import an operator that writes nothing."""
+        if overload in TELL_LAYOUT and isinstance(args[0], TensorRef) and not _is_laid_out_by_itself(args[0]):
+            raise CannotImportError("it depends on how a tensor is laid out, which is known when the model runs")
         values = [self.builder.lower(arg) for arg in args]
         positional, keywords = torch_compat.bind(overload, values)
         call = self.builder.call(overload, *positional, **keywords)
@@ -183,6 +185,8 @@ class NodeImporter(NumberImporter):
             for base, argument in zip(bases, lowered):
                 if torch_compat.may_alias(overload) and not self.builder.knowledge.samples.shares_as_promised(call, argument):
                     return [part_of(base, call)]  # a view at some sizes and a copy at others
+                if not _shares_in_any_layout(overload, base, value):
+                    return [part_of(base, call)]  # a view of what is contiguous, which it need not be when it runs
                 if torch_compat.shares_memory(value, base.value):
                     if base is not args[0]:
                         return [part_of(base, call)]
@@ -389,6 +393,20 @@ _HANDLERS: dict[str, Any] = {
 
 def _is_int(item: Any) -> bool:
     return isinstance(item, int) and not isinstance(item, bool)
+
+
+def _is_laid_out_by_itself(ref: TensorRef) -> bool:
+    """Return whether a tensor is laid out in the same way however the caller's tensors are."""
+    node = ref.storage.node
+    return node.op == "get_attr" or node.target in OWN_LAYOUT
+
+
+def _shares_in_any_layout(overload: torch._ops.OpOverload, base: TensorRef, value: torch.Tensor) -> bool:
+    """Return whether what an operator gives shares memory with `base`, or does not, in whatever way the caller's tensors are laid out."""
+    if overload not in MAY_COPY and overload is not aten.contiguous.default:
+        return True
+    has_same_shape = base.value.dim() == value.dim() and all(map(torch_compat.same_size, base.value.shape, value.shape))
+    return _is_laid_out_by_itself(base) or (has_same_shape and overload in MAY_COPY)
 
 
 def _dim_of(overload: torch._ops.OpOverload, positional: Sequence[Any], keywords: dict[str, Any]) -> int:

@@ -91,6 +91,8 @@ class NumberImporter:
         function = scalars.SYMBOLIC.get(kind)
         if function is None or any(isinstance(arg, (list, tuple)) for arg in args):
             return UNKNOWN
+        if kind in scalars.OF_INTEGERS and not all(map(_is_integer, args)):
+            return UNKNOWN
         node = self.builder.call(function, *args)
         value = node.meta["val"]
         known = torch_compat.decide(value) if isinstance(value, (bool, torch.SymBool)) else value

@@ -284,9 +284,11 @@ class RegionBuilder:
     def _template(self, item: Any, flat: dict[fx.Node, int]) -> Any:
         """Express a value in terms of the region's outputs, adding those it needs."""
         if isinstance(item, TensorRef):
-            return OutputIndex(flat.setdefault(item.read(self.call), len(flat)))
+            return OutputIndex(flat.setdefault(item.read_in_place(self.call), len(flat)))
         if isinstance(item, NumberTensor):
-            return OutputIndex(flat.setdefault(self.as_node(item), len(flat)))
+            if id(item) not in self._templates:  # one tensor in two places is one there too
+                self._templates[id(item)] = OutputIndex(flat.setdefault(self.as_node(item), len(flat)))
+            return self._templates[id(item)]
         if isinstance(item, fx.Node):
             return OutputIndex(flat.setdefault(item, len(flat)))
         if isinstance(item, tuple):

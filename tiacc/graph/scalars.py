@@ -37,6 +37,9 @@ SYMBOLIC: dict[str, Callable[..., Any]] = {
 }
 """The operators that may stay in a graph when an operand is a size that varies."""
 
+OF_INTEGERS = frozenset({"aten::floordiv", "aten::floor_divide", "aten::remainder"})
+"""Those of them that torch knows of symbolic integers alone."""
+
 COMPARISONS = frozenset({operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge})
 
 PASSED_THROUGH = frozenset({"prim::unchecked_cast", "aten::IntImplicit", "aten::FloatImplicit", "aten::ScalarImplicit"})
@@ -125,6 +128,12 @@ def _format(pattern: str, *args: Any) -> str:
     return first + "".join(_text(arg) + other for arg, other in zip(args, others, strict=True))
 
 
+def _power(base: Any, exponent: Any) -> Any:
+    """Raise a number to a power, which of a negative one to a fraction is NaN."""
+    result = base**exponent
+    return result if isinstance(base, complex) or isinstance(exponent, complex) or not isinstance(result, complex) else math.nan
+
+
 FOLDED: dict[str, Callable[..., Any]] = {
     "aten::__is__": operator.is_,
     "aten::__isnot__": operator.is_not,
@@ -143,7 +152,7 @@ FOLDED: dict[str, Callable[..., Any]] = {
     "aten::div": operator.truediv,
     "aten::floordiv": _floor_divide,
     "aten::remainder": _remainder,
-    "aten::pow": operator.pow,
+    "aten::pow": _power,
     "aten::neg": operator.neg,
     "aten::abs": abs,
     "prim::abs": abs,
@@ -159,7 +168,7 @@ FOLDED: dict[str, Callable[..., Any]] = {
     "aten::log": math.log,
     "aten::exp": math.exp,
     "aten::round": lambda number: type(number)(round(number)),
-    "prim::max": max,
-    "prim::min": min,
+    "prim::max": lambda a, b=None: max(a) if b is None else a if a > b else b,  # of NaN and a number the second, as in C++
+    "prim::min": lambda a, b=None: min(a) if b is None else a if a < b else b,
 }
 """The operators on numbers and strings that fold when every operand is known."""

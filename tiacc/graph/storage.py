@@ -67,6 +67,7 @@ class TensorRef:
         node: The node of the contents at `version`; None when it is the whole storage, which has it.
         version: The version of the storage when `node` was made.
         layout: Where in the memory of its parent a view lies: the fake tensor that it was made as.
+        is_in_place: Whether `node` shares the memory of the storage's: what was written into a view does not, nor do views of that.
     """
 
     storage: Storage
@@ -75,6 +76,7 @@ class TensorRef:
     node: fx.Node | None = None
     version: int = 0
     layout: torch.Tensor | None = None
+    is_in_place: bool = True
 
     @property
     def value(self) -> torch.Tensor:
@@ -89,7 +91,17 @@ class TensorRef:
             assert self.view is not None
             target, args, kwargs = self.view
             self.node = call(target, self.parent.read(call), *args, **kwargs)
-            self.version = self.storage.version
+            self.version, self.is_in_place = self.storage.version, self.parent.is_in_place
+        return self.node
+
+    def read_in_place(self, call: Call) -> fx.Node:
+        """Return the node of the current contents that shares the memory of the whole storage's."""
+        if self.parent is None or self.view is None or self.view[0] is None:
+            return self.read(call)
+        if not self.is_in_place or self.node is None or self.version != self.storage.version:
+            target, args, kwargs = self.view
+            self.node = call(target, self.parent.read_in_place(call), *args, **kwargs)
+            self.version, self.is_in_place = self.storage.version, True
         return self.node
 
     def write(self, new: fx.Node, call: Call) -> None:
@@ -106,7 +118,7 @@ class TensorRef:
         target, args, kwargs = self.view
         base = self.parent.read(call)
         self.parent.write(scatter(target, base, new, args, kwargs, call), call)
-        self.node, self.version = new, self.storage.version
+        self.node, self.version, self.is_in_place = new, self.storage.version, False
 
 
 def whole(node: fx.Node, *, is_external: bool = False) -> TensorRef:
@@ -116,7 +128,8 @@ def whole(node: fx.Node, *, is_external: bool = False) -> TensorRef:
 
 def view_of(parent: TensorRef, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TensorRef:
     """Return the ref of a view of `parent`, whose contents are `node` now and ``target(parent, *args, **kwargs)`` at any time."""
-    return TensorRef(parent.storage, parent, (target, args, kwargs), node, parent.storage.version, node.meta["val"])
+    version = parent.storage.version
+    return TensorRef(parent.storage, parent, (target, args, kwargs), node, version, node.meta["val"], parent.is_in_place)
 
 
 def part_of(parent: TensorRef, node: fx.Node) -> TensorRef:
@@ -135,8 +148,9 @@ def overlaps(one: TensorRef, other: TensorRef) -> bool:
     if not all(torch_compat.decide(condition) is True for condition in (begin < other_end, other_begin < end)):
         return False
     ends_meet = torch_compat.same_size(begin, other_begin) and torch_compat.same_size(end, other_end)
-    is_whole = ends_meet and first.dim() == second.dim()
-    return not is_whole and first.is_contiguous() and second.is_contiguous()
+    if ends_meet and first.dim() == second.dim():
+        return not all(map(torch_compat.same_size, first.stride(), second.stride()))
+    return first.is_contiguous() and second.is_contiguous()
 
 
 def _laid_out_as(old: fx.Node, new: fx.Node, call: Call) -> fx.Node:

@@ -82,7 +82,9 @@ def eliminate_common_subexpressions(gm: fx.GraphModule, ctx: PassContext) -> int
                 alone[rough] = None
             key = _call_key(node)
         known = first.setdefault(key, node)
-        if known is not node and memory.may_replace(node, known) and ctx.spend():
+        if known is node or (node.target in COMMUTATIVE and not rewrite.same_layout(node.meta["val"], known.meta["val"])):
+            continue  # a sum is laid out as its first operand
+        if memory.may_replace(node, known) and ctx.spend():
             rewrite.replace(node, known)
             changes += 1
     return changes

@@ -15,7 +15,8 @@ Exactly the same numbers: ``x + 0`` stays for floating-point x, since it turns -
 count as equal if they are so for every size of a varying dimension.
 
 Without a copy in between, a tensor may be laid out differently: every ``view`` of the graph becomes ``reshape``, which does not mind.
-Where an operator does mind (``as_strided`` and the like), and for what the graph returns, calls that may change the layout stay.
+Where an operator does mind (``as_strided`` and the like), and where what the graph returns may be laid out by it, calls that may change
+the layout stay. What is contiguous in a graph need not be when it runs: the caller's tensors may be laid out in any way.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from torch import fx
 
 from tiacc.graph import arguments, torch_compat
+from tiacc.graph.layouts import MAY_COPY, OWN_LAYOUT, READ_LAYOUT
 from tiacc.passes import rewrite
 from tiacc.passes.base import Pass, PassContext, PassResult, register
 
@@ -35,23 +37,6 @@ aten = torch.ops.aten
 
 LARGEST_NEUTRAL = 1 << 16
 """The size, in elements, up to which a constant is searched for anything but ones or zeros."""
-
-READ_STRIDES = frozenset(
-    {
-        aten.as_strided.default,
-        aten.as_strided_copy.default,
-        aten.as_strided_scatter.default,
-        aten.is_contiguous.default,
-        aten.is_contiguous.memory_format,
-        aten.stride.default,
-        aten.stride.int,
-        aten.sym_stride.default,
-        aten.sym_stride.int,
-        aten.view.dtype,
-        aten.view_as_complex.default,
-    }
-)
-"""The operators whose result depends on how their input is laid out."""
 
 RESHAPES = frozenset(
     {
@@ -70,8 +55,11 @@ RESHAPES = frozenset(
 )
 """The operators that keep the order of the elements, and their number."""
 
-MAY_COPY = frozenset({aten.flatten.using_ints, aten.reshape.default, aten.reshape_as.default})
-"""Those of them that copy where they cannot give a view."""
+LAYING_OUT = frozenset({aten.contiguous.default, aten.cat.default, aten.repeat.default, aten.tile.default})
+"""The operators whose result may be laid out in another way than what they are given."""
+
+IMAGES = (4, 5)
+"""Of so many dimensions are tensors whose channels may come last; a `cat` of others is always contiguous."""
 
 CONVERSIONS = (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default)
 """The operators that give their input itself where it is of the type asked for, else a new tensor."""
@@ -103,21 +91,24 @@ def eliminate_identities(gm: fx.GraphModule, ctx: PassContext) -> int:
     """Replace the calls of `gm` that give what they are given, and merge those that undo each other; return how many."""
     memory = rewrite.Memory(gm)
     returned = set(rewrite.returned_nodes(gm))
-    layout_matters = any(node.target in READ_STRIDES for node in gm.graph.nodes)
+    layout_matters = any(node.target in READ_LAYOUT for node in gm.graph.nodes)
+    laying_out = None if layout_matters else _laying_out_results(gm)
     changes, is_looser = 0, False
     for node in gm.graph.nodes:
         rule = SHARING.get(node.target) or COPYING.get(node.target)
         if rule is None:
             continue
+        is_free = laying_out is not None and node not in laying_out
         value = rule(node, arguments.bound(node))
-        while value is None and _merge(node, ctx):
+        while value is None and _merge(node, ctx, is_free=is_free):
             changes += 1
+            is_looser |= node.target is aten.cat.default
             value = (SHARING.get(node.target) or COPYING[node.target])(node, arguments.bound(node))
         if value is None:
             continue
         copies = node.target in COPYING or (node.target in CONVERSIONS and value not in node.all_input_nodes)
         loosens = copies or node.target is aten.contiguous.default
-        if loosens and (layout_matters or (memory.is_returned(node) and not _same_layout(node, value))):
+        if loosens and not is_free and (layout_matters or _may_lay_out(node) or not _same_layout(node, value)):
             continue
         if value.op == "placeholder" and node in returned:
             continue
@@ -136,10 +127,35 @@ def eliminate_identities(gm: fx.GraphModule, ctx: PassContext) -> int:
     return changes
 
 
-def _merge(node: fx.Node, ctx: PassContext) -> bool:
-    """Let a reshape or permutation of another one start from where that starts, and a `cat` have no empty parts; return whether it did."""
+def _laying_out_results(gm: fx.GraphModule) -> set[fx.Node]:
+    """Return the nodes by whose layout that of what the graph returns may be told."""
+    found: set[fx.Node] = set()
+    pending = list(rewrite.returned_nodes(gm))
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            if node.target not in OWN_LAYOUT:
+                pending.extend(node.all_input_nodes)
+    return found
+
+
+def _may_lay_out(node: fx.Node) -> bool:
+    """Return whether a call may give another layout than that of its input, where that is not the one that the graph has."""
+    memory_format = node.kwargs.get("memory_format") if node.target not in LAYING_OUT else torch.contiguous_format
+    return memory_format not in (None, torch.preserve_format)
+
+
+def _merge(node: fx.Node, ctx: PassContext, *, is_free: bool) -> bool:
+    """Let a reshape or permutation of another one start from where that starts, and a `cat` have no empty parts; return whether it did.
+
+    Args:
+        node: The call.
+        ctx: What counts the changes.
+        is_free: Whether its result may be laid out in another way.
+    """
     if node.target is aten.cat.default:
-        return _drop_empty_parts(node, ctx)
+        return (is_free or node.meta["val"].dim() not in IMAGES) and _drop_empty_parts(node, ctx)
     inner = node.args[0] if node.args else None
     if not isinstance(inner, fx.Node):
         return False
@@ -305,8 +321,6 @@ def _contiguous(node: fx.Node, bound: dict[str, Any]) -> fx.Node | None:
     aten.expand_as.default,
     aten.lift_fresh.default,
     aten.narrow.default,
-    aten.resolve_conj.default,
-    aten.resolve_neg.default,
 )
 def _same_shape(node: fx.Node, bound: dict[str, Any]) -> fx.Node | None:
     return _if_same_type(node, bound["self"])

@@ -155,10 +155,10 @@ def _compute(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     sources = _sources(node)
     if any(source.op != "get_attr" and source not in values for source in sources):
         return _UNKNOWN
-    if sources != node.all_input_nodes:
-        return _filled(node, read)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), read)
     try:
+        if sources != node.all_input_nodes:
+            return _filled(node, read)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), read)
         with torch.no_grad():
             return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception:  # noqa: BLE001 - an operator that fails here fails in the model too: it stays, to do so there
