@@ -245,6 +245,14 @@ class DataDependent(nn.Module):
         return (x * 2)[x[:, 0] > 0].exp()
 
 
+class ManyFirst(nn.Module):
+    """How many parts there are depends on the sizes, and nothing has asked for these before."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = x.split(1)
+        return (parts[0] + parts[-1]).exp() * x.relu()
+
+
 def _free(name: str, low: int, high: int) -> TensorSpec:
     return TensorSpec((Dim(name, low, (low + high) // 2, high), 4), torch.float32)
 
@@ -255,6 +263,7 @@ SIZES: dict[str, tuple[type[nn.Module], list[TensorSpec], list[tuple[int, ...]]]
     "one dimension of two inputs": (Shared, [_free("n", 1, 8), _free("n", 1, 8)], [(1, 1), (5, 5), (8, 8)]),
     "equal dimensions of two names": (Shared, [_free("n", 1, 8), _free("m", 1, 8)], [(1, 1), (5, 5), (8, 8), (1, 8)]),
     "no rows at all": (Shared, [_free("n", 0, 8), _free("n", 0, 8)], [(0, 0), (1, 1), (8, 8)]),
+    "as many parts as rows": (ManyFirst, [_free("n", 2, 8)], [(2,), (5,), (8,)]),
     "as many rows as the data say": (DataDependent, [_free("n", 1, 8)], [(1,), (5,), (8,)]),
 }
 

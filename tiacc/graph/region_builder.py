@@ -133,6 +133,7 @@ class RegionBuilder:
         node = self._graph.call_function(target, args, kwargs)
         node.meta["source"] = self.source
         node.meta["path"] = self.path
+        self.knowledge.samples.prepare(node)
         before, free = torch_compat.replaced_symbols(self.knowledge.mode), self._freedom()
         try:
             specs.infer_call(self.knowledge.mode, node)

@@ -7,6 +7,7 @@ at the largest and at a middle size of every dimension, and where a shape differ
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,12 @@ class SizeSamples:
         self._values: list[dict[fx.Node, Any]] = [{} for _ in self._points]
         self._sizes: dict[tuple[Any, int], int] = {}
         self._types = ResultTypes()
+
+    def prepare(self, node: fx.Node) -> None:
+        """Find what the arguments of a call are at each set of sizes: inferring the call may make one size the only one."""
+        for index in range(len(self._points)):
+            with contextlib.suppress(Exception):  # what cannot be found is told by `contradiction`
+                self._concrete((node.args, node.kwargs), index)
 
     def contradiction(self, node: fx.Node) -> str | None:
         """Infer a call at each set of sizes; return how that differs from ``node.meta["val"]``, or None."""
