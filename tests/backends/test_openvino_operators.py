@@ -100,6 +100,19 @@ def test_what_is_lowered_is_in_the_table() -> None:
         (aten.relu.default, [(0, 3)], (), "empty"),
         (aten.erfinv.default, [(3,)], (), "no converter for aten.erfinv.default"),
         (aten.sum.dim_IntList, [()], ([0],), "has none"),
+        (aten.cdist.default, [(3, 4), (5, 2, 4)], (2.0, None), "two ranks"),
+        (aten.pad.default, [(4, 4)], ([1, 1], "circular"), "all round"),
+        (aten.upsample_bilinear2d.vec, [(1, 2, 6, 7)], ([1, 4], False, None), "single pixel"),
+        (aten.upsample_bilinear2d.vec, [(1, 2, 6, 7)], ([1, 4], True, None), ""),
+        (aten.upsample_nearest2d.vec, [(1, 2, 6, 7)], ([1, 4], None), ""),
+        (aten.grid_sampler.default, [(1, 2, 6, 7), (1, 3, 3, 2)], (1, 2, False), "reflected"),
+        (aten.im2col.default, [(3, 6, 6)], ([2, 2], [1, 1], [0, 0], [2, 2]), "no batch"),
+        (aten.elu.default, [(3,)], (1.0, 2.0), "a scale"),
+        (aten.narrow.default, [(5,)], (0, -3, 3), "from the end"),
+        (aten.logsumexp.default, [(2, 3)], ([],), "no dimension"),
+        (aten.var.dim, [(2, 3)], ([],), "no dimension"),
+        (aten.linalg_vector_norm.default, [(2, 3)], (2, []), "no dimension"),
+        (aten.any.dims, [(2, 3)], ([],), "no dimension"),
         (aten.batch_norm.default, [(2, 3, 4)], (None, None, None, None, True, 0.1, 1e-5, True), "training mode"),
     ],
     ids=lambda item: str(item).removeprefix("aten.") if isinstance(item, torch._ops.OpOverload) else "",
@@ -159,6 +172,15 @@ LOWERED: list[tuple[Any, list[tuple[int, ...]], tuple[Any, ...], dict[str, Any]]
     (aten.tile.default, [(3, 4)], ([2, 1, 2],), {}),
     (aten._upsample_nearest_exact2d.vec, [(1, 2, 5, 7)], ([8, 3], None), {}),
     (aten.col2im.default, [(2, 12, 6)], ([4, 9], [2, 3], [1, 1], [0, 0], [2, 3]), {}),
+    (aten.softplus.default, [(5, 7)], (), {}),
+    (aten.log_sigmoid.default, [(5, 7)], (), {}),
+    (aten.logaddexp.default, [(5, 7), (1, 7)], (), {}),
+    (aten.log1p.default, [(5, 7)], (), {}),
+    (aten.expm1.default, [(5, 7)], (), {}),
+    (aten.gt.Tensor, [(5, 7), (7,)], (), {}),
+    (aten.ge.Scalar, [(5, 7)], (0.25,), {}),
+    (aten.numpy_T.default, [(2, 3, 4)], (), {}),
+    (aten.unfold.default, [(3, 9)], (-1, 4, 2), {}),
     (aten.fill.Scalar, [(3, 4)], (2.5,), {}),
     (aten.fill.Tensor, [(3, 4), ()], (), {}),
 ]
@@ -181,10 +203,10 @@ def test_a_lowering_computes_the_same_in_torch_and_openvino(
     data = [torch.randn(shape, generator=generator) for shape in shapes]
     want = list(gm(*data))
     for got, right in zip(lowered(*data), want):
-        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6, equal_nan=True)
     spec = BuildSpec(tuple(sketch.inputs), tuple(specs.spec_of(item) for item in want), torch.device("cpu"))
     for got, right in zip(backend.build(gm, spec).run(data), want):
-        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def _agrees(sketch: Sketch, result: Any, data: list[torch.Tensor]) -> None:
@@ -195,7 +217,84 @@ def _agrees(sketch: Sketch, result: Any, data: list[torch.Tensor]) -> None:
             assert backend.supports(node), backend.supports(node).reason
     want = gm(*data)[0]
     spec = BuildSpec(tuple(sketch.inputs), (specs.spec_of(specs.tensor_of(result)),), torch.device("cpu"))
-    torch.testing.assert_close(backend.build(gm, spec).run(data)[0], want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(backend.build(gm, spec).run(data)[0], want, rtol=1e-5, atol=1e-12, equal_nan=True)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("target", "columns", "rest"),
+    [
+        (aten.log_sigmoid.default, [[-1e4, -100.0, -20.0, 0.0, 3.0, 30.0]], ()),
+        (aten.softplus.default, [[-80.0, -20.0, -14.0, 0.0, 3.0, 30.0]], ()),
+        (aten.log1p.default, [[-1e-9, 1e-9, 1e-5, -1e-3, 0.019, 0.021, 7.0, -1.0]], ()),
+        (aten.expm1.default, [[-1e-9, 1e-9, 1e-5, -1e-3, 0.019, 0.021, 7.0, -80.0]], ()),
+        (aten.logaddexp.default, [[-INF, INF, -INF, 1.0, -3.0], [-INF, INF, INF, -INF, 4.0]], ()),
+        (aten.gt.Scalar, [[NAN, 1.0, -1.0, 0.0]], (0,)),
+        (aten.ge.Scalar, [[NAN, 1.0, -1.0, 0.0]], (0.0,)),
+        (aten.gt.Tensor, [[NAN, NAN, 1.0, 2.0], [NAN, 1.0, NAN, 1.0]], ()),
+        (aten.ge.Tensor, [[NAN, NAN, 1.0, 2.0], [NAN, 1.0, NAN, 2.0]], ()),
+    ],
+    ids=str,
+)
+def test_far_from_zero_near_it_and_no_number(target: Any, columns: list[list[float]], rest: tuple[Any, ...]) -> None:
+    sketch = Sketch()
+    data = [torch.tensor(column) for column in columns]
+    inputs = [sketch.input(f"x{place}", len(column)) for place, column in enumerate(columns)]
+    _agrees(sketch, sketch.call(target, *inputs, *rest), data)
+
+
+def test_a_row_that_is_masked_wholly_is_zero() -> None:
+    for mask in (torch.tensor([[False, False], [True, False]]), torch.tensor([[-INF, -INF], [0.5, -INF]])):
+        sketch = Sketch()
+        query = sketch.input("query", Dim("n", 1, 2, 4), 3, 2, 4)
+        given = sketch.input("mask", 2, 2, dtype=mask.dtype)
+        mixed = sketch.call(aten.scaled_dot_product_attention.default, query, query, query, given)
+        _agrees(sketch, mixed, [torch.randn(2, 3, 2, 4), mask])
+
+
+@pytest.mark.parametrize(
+    ("shape", "places"),
+    [
+        ((Dim("n", 3, 4, 8), 4), [[-1, 1, 0], [1, -1, -4]]),
+        ((2, 3, 4), [None, [-1, -1, 0], [1, -1, 2]]),
+        ((3, 5, 4), [[-1, 0], None, [-1, -4]]),
+        ((3, 4), [[-1, 1, 0], None]),
+    ],
+    ids=str,
+)
+def test_indices_count_from_the_end(shape: tuple[Any, ...], places: list[list[int] | None]) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", *shape)
+    indices = [None if place is None else sketch.input(f"i{dim}", len(place), dtype=torch.int64) for dim, place in enumerate(places)]
+    data = [torch.randn([size if isinstance(size, int) else 5 for size in shape])]
+    _agrees(sketch, sketch.call(aten.index.Tensor, x, indices), [*data, *(torch.tensor(place) for place in places if place is not None)])
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_a_choice_along_a_dimension(dim: int) -> None:
+    sketch = Sketch()
+    n = Dim("n", 1, 3, 8)
+    x, index = sketch.input("x", n, 6), sketch.input("index", n, 2, dtype=torch.int64)
+    _agrees(sketch, sketch.call(aten.take_along_dim.default, x, index, dim), [torch.randn(4, 6), torch.randint(0, 6, (4, 2))])
+
+
+def test_a_choice_by_an_index_of_other_sizes_is_refused() -> None:
+    sketch = Sketch()
+    node = sketch.call(aten.gather.default, sketch.input("x", 3, 4), 1, sketch.input("index", 2, 1, dtype=torch.int64))
+    sketch.output(node)
+    assert "of other sizes" in backend.supports(node).reason
+
+
+def test_integers_beyond_int32_are_known_from_where_they_are_made() -> None:
+    sketch = Sketch()
+    large = sketch.call(aten.scalar_tensor.default, 2**40, dtype=torch.int64)
+    turned = sketch.call(aten.type_as.default, sketch.input("x", 3), sketch.input("like", 1, dtype=torch.int64))
+    doubled = sketch.call(aten.add.Tensor, turned, turned)
+    sketch.output(large, doubled)
+    assert "integers up to" in backend.supports(large).reason
+    assert "integers up to" in backend.supports(doubled).reason
 
 
 @pytest.mark.parametrize("rows", [2, 5])
@@ -299,6 +398,13 @@ def test_near_misses_of_a_sum_of_parts(before: tuple[int, ...], after: list[int]
     cut = sketch.call(aten.reshape.default, sketch.input("image", *before), after)
     lowered = lower(sketch.output(sketch.call(aten.sum.dim_IntList, cut, [dim], keepdim)))
     assert [name_of(node) for node in lowered.graph.nodes if node.op == "call_function"] == ["reshape.default", "sum.dim_IntList"]
+
+
+def test_a_factor_of_fewer_dimensions_is_no_weight_of_parts() -> None:
+    sketch = Sketch()
+    cut = sketch.call(aten.reshape.default, sketch.input("image", 2, 4, 5, 6), [2, 2, 2, 5, 6])
+    weighted = sketch.call(aten.mul.Tensor, cut, sketch.input("factor", 2, 2, 1, 1))
+    _agrees(sketch, sketch.call(aten.sum.dim_IntList, weighted, [1]), [torch.randn(2, 4, 5, 6), torch.randn(2, 2, 1, 1)])
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -18,8 +18,8 @@ class OpenVINOBackend:
 
     What it supports, and under which conditions, is the table `tiacc.backends.openvino.table`. It differs from torch in two ways
     that no check of a node can show. A NaN in the input of ``relu``, ``clamp``, ``exp`` or a maximum does not always come out as a
-    NaN. And an index beyond the end of a tensor, where torch raises, reads zeros, if it is computed inside of an engine; those that are
-    an input of it are checked in each call.
+    NaN; what sorts it, or takes it for a bool, puts it elsewhere. And an index beyond the end of a tensor, where torch raises, reads
+    zeros, if it is computed inside of an engine; those that are an input of it are checked in each call.
 
     Options (`BuildSpec.options`):
         num_threads: The threads that an engine uses; those of torch (`torch.get_num_threads`) when it is compiled, unless given.

@@ -303,7 +303,7 @@ def _converted(analysis: Analysis, node: fx.Node, given: dict[str, Any]) -> Inte
 
 
 def _filled(analysis: Analysis, node: fx.Node, given: dict[str, Any]) -> Interval:
-    return analysis.of(given["fill_value"] if "fill_value" in given else given["value"])
+    return analysis.of(next(given[name] for name in ("fill_value", "value", "s") if name in given))
 
 
 def _zero_or_one(analysis: Analysis, node: fx.Node, given: dict[str, Any]) -> Interval:
@@ -334,7 +334,7 @@ MOVES = (
     "repeat_interleave.self_int tril.default triu.default constant_pad_nd.default pad.default where.self where.ScalarSelf "
     "where.ScalarOther where.Scalar masked_fill.Scalar masked_fill.Tensor pixel_shuffle.default pixel_unshuffle.default "
     "unfold.default index.Tensor embedding.default dropout.default feature_dropout.default ravel.default positive.default "
-    "select_scatter.default slice_scatter.default scatter.src scatter.value index_put.default index_copy.default type_as.default "
+    "select_scatter.default slice_scatter.default scatter.src scatter.value index_put.default index_copy.default "
     "atleast_1d.default atleast_2d.default atleast_3d.default lift_fresh.default lift_fresh_copy.default resolve_neg.default "
     "resolve_conj.default maximum.default minimum.default max.other min.other amax.default amin.default max.default min.default "
     "floor.default ceil.default round.default trunc.default new_full.default im2col.default as_strided.default "
@@ -362,8 +362,8 @@ _TRANSFERS: dict[str, _Transfer] = _table(
         "bucketize.Tensor searchsorted.Tensor": _bucket,
         "bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor bitwise_and.Scalar bitwise_or.Scalar bitwise_xor.Scalar "
         "__and__.Tensor __or__.Tensor __and__.Scalar __or__.Scalar": _bits,
-        "to.dtype to.device to.other to.dtype_layout _to_copy.default": _converted,
-        "full.default full_like.default fill.Scalar fill.Tensor": _filled,
+        "to.dtype to.device to.other to.dtype_layout type_as.default _to_copy.default": _converted,
+        "full.default full_like.default fill.Scalar fill.Tensor scalar_tensor.default": _filled,
         "zeros.default ones.default zeros_like.default ones_like.default new_zeros.default new_ones.default one_hot.default eye.default "
         "eye.m empty.memory_format empty_like.default new_empty.default": _zero_or_one,
         "sign.default sgn.default": _sign,

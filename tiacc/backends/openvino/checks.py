@@ -7,8 +7,11 @@ import math
 import torch
 
 from tiacc.backends.openvino.lowering import is_number
-from tiacc.backends.openvino.rules import Call
+from tiacc.backends.openvino.rules import Call, least
 from tiacc.graph import specs
+
+_NEAREST, _REFLECTED = 1, 2
+"""The numbers of a mode and of a padding of `grid_sampler`."""
 
 _DIMENSIONS = ("dim", "dims", "dim0", "axis0", "source", "dimension")
 
@@ -18,6 +21,17 @@ def ranked(call: Call) -> str:
     if call.first.dim() == 0 and any(call.given.get(name) is not None for name in _DIMENSIONS):
         return "a dimension of a tensor that has none"
     return ""
+
+
+def narrowed(call: Call) -> str:
+    """From a place counted from the start."""
+    start = call.given["start"]
+    return "counted from the end" if isinstance(start, int) and start < 0 else ranked(call)
+
+
+def reduced(call: Call) -> str:
+    """Not along an empty list of dimensions."""
+    return "no dimension" if call.given.get("dim") == [] else ranked(call)
 
 
 def same_dtype(call: Call) -> str:
@@ -90,7 +104,9 @@ def pairwise_distance(call: Call) -> str:
 
 
 def cdist(call: Call) -> str:
-    """Of order 2."""
+    """Of order 2, of two tensors of one rank."""
+    if len({tensor.dim() for _, tensor in call.tensors()}) > 1:
+        return "tensors of two ranks"
     return "" if call.given["p"] == 2 else f"p={call.given['p']}"
 
 
@@ -209,8 +225,10 @@ def masked_fill(call: Call) -> str:
 
 
 def variance(call: Call) -> str:
-    """More elements than the correction; fixed sizes if the correction is neither 0 nor 1."""
+    """More elements than the correction; fixed sizes if the correction is neither 0 nor 1; not along an empty list of dimensions."""
     dims = call.given.get("dim")
+    if dims == []:
+        return "no dimension"
     correction = call.given.get("correction", 1 if call.given.get("unbiased", True) else 0)
     correction = 1 if correction is None else correction
     if not call.first.dim():
@@ -225,9 +243,10 @@ def variance(call: Call) -> str:
 def vector_norm(call: Call) -> str:
     """Of order 1, 2 or infinity, and along named dimensions."""
     order = call.given.get("ord", call.given.get("p", 2))
-    order = 2 if order is None else order
     if order not in (1, 2, math.inf, -math.inf):
         return f"order {order}"
+    if call.given.get("dim") == []:
+        return "no dimension"
     if not call.first.dim() or call.given.get("dtype") is not None:
         return "a tensor without dimensions" if not call.first.dim() else "a result of another type"
     return ""
@@ -265,14 +284,39 @@ def adaptive_pool(call: Call) -> str:
 
 
 def upsample(call: Call) -> str:
-    """A size or scale factors, not both."""
+    """A size or scale factors, not both; where it interpolates with unaligned corners, not to a single pixel in a dimension."""
     scales = [item for name, item in call.given.items() if name in ("scales", "scales_d", "scales_h", "scales_w")]
-    return "scales beside a size" if any(scale is not None for scale in scales) else ""
+    if any(scale is not None for scale in scales):
+        return "scales beside a size"
+    if not call.given.get("align_corners", True):  # the nearest pixel knows no corners
+        for before, after in zip(call.first.shape[2:], call.results[0].shape[2:]):
+            if least(after) == 1 and before != 1:
+                return "to a single pixel"
+    return ""
 
 
 def grid_sampler(call: Call) -> str:
-    """In two dimensions."""
+    """In two dimensions; not reflected where it takes the nearest, as halves are rounded otherwise."""
+    if call.given["interpolation_mode"] == _NEAREST and call.given["padding_mode"] == _REFLECTED:
+        return "the nearest of what is reflected"
     return "" if call.first.dim() == 4 else f"{call.first.dim() - 2} dimensions"
+
+
+def im2col(call: Call) -> str:
+    """Of a batch."""
+    return "" if call.first.dim() == 4 else "no batch"
+
+
+def group_norm(call: Call) -> str:
+    """All tensors of one element type; of sizes that vary, not without a dimension behind the channels."""
+    if call.first.dim() == 2 and fixed_shapes(call):
+        return fixed_shapes(call)
+    return same_dtype(call)
+
+
+def elu(call: Call) -> str:
+    """Not scaled."""
+    return "" if call.given["scale"] == call.given["input_scale"] == 1 else "a scale"
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------------------
@@ -309,8 +353,10 @@ def diff(call: Call) -> str:
 
 
 def pad(call: Call) -> str:
-    """Cropping only where it pads with a constant."""
+    """Cropping only where it pads with a constant; all round only dimensions behind the channels."""
     sizes = call.given["pad"] if "pad" in call.given else call.given["padding"]
+    if call.given.get("mode") == "circular" and call.first.dim() != len(sizes) // 2 + 2:
+        return "all round, without a batch and channels"
     is_constant = call.name == "constant_pad_nd.default" or call.given.get("mode") == "constant"
     if not is_constant and min(sizes) < 0:
         return "a negative size"
@@ -321,7 +367,7 @@ def pad(call: Call) -> str:
 
 
 def converted(call: Call) -> str:
-    """To uint8, int8 or int16 only from bool and themselves, as OpenVINO does not wrap round."""
+    """To uint8, int8 or int16 only from bool and themselves, as OpenVINO does not wrap round; what is beyond int32 becomes its ends."""
     device = call.given.get("device")
     if device is not None and torch.device(device).type != "cpu":
         return f"to {device}"

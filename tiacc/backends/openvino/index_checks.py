@@ -10,22 +10,24 @@ from torch import fx
 
 from tiacc.backends.openvino.checks import fixed_shapes
 from tiacc.backends.openvino.rules import Call
+from tiacc.graph import torch_compat
 
 MOST_PLACES = 1 << 20
 """How many elements a strided view may have: their places become a constant."""
 
 
 def gathered(call: Call) -> str:
-    """Along a named dimension; an index of the tensor's rank."""
+    """Along a named dimension; an index of the tensor's rank, and of its sizes along the others."""
     dim, index = call.given["dim"], call.tensor("index") if "index" in call.given else call.tensor("indices")
     if not call.first.dim() or dim is None or index is None:
         return "no dimension is named" if dim is None else "a tensor without dimensions"
-    if call.name != "index_select.default" and index.dim() != call.first.dim():
+    if call.name == "index_select.default":
+        return "" if index.dim() else "an index without dimensions"
+    if index.dim() != call.first.dim():
         return "an index of another rank"
-    if call.name == "take_along_dim.default":
-        rest = [axis for axis in range(index.dim()) if axis != dim % index.dim()]
-        if any(index.shape[axis] != call.first.shape[axis] for axis in rest):
-            return "an index that is broadcast"
+    rest = [axis for axis in range(index.dim()) if axis != dim % index.dim()]
+    if not all(torch_compat.same_size(index.shape[axis], call.first.shape[axis]) for axis in rest):
+        return "an index of other sizes"
     return ""
 
 
@@ -33,6 +35,9 @@ def indexed(call: Call) -> str:
     """With integer tensors."""
     if any(name == "indices" and tensor.dtype == torch.bool for name, tensor in call.tensors()):
         return "indices is bool"
+    found = [tensor.dim() for name, tensor in call.tensors() if name == "indices"]
+    if len(found) > 1 and not any(found):
+        return "indices without dimensions"
     return "" if call.first.dim() else "a tensor without dimensions"
 
 
@@ -44,6 +49,8 @@ def index_put(call: Call) -> str:
         return "a mask and more than one value"
     if not is_mask(call.given["indices"]) and any(name == "indices" and item.dtype == torch.bool for name, item in call.tensors()):
         return "a mask beside other indices"
+    if call.given["indices"][0] is None and not call.given["values"].meta["val"].dim():
+        return "one value, behind a dimension that is not indexed"
     return same_dtype_of_values(call)
 
 

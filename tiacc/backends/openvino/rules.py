@@ -130,12 +130,13 @@ def _complaint_on_tensors(call: Call, rule: Rule) -> str:
             return f"{name} is {_name(tensor.dtype)}{_why_not(tensor.dtype)}"
         if tensor.dim() > rule.ranks:
             return f"{name} has {tensor.dim()} dimensions, more than {rule.ranks}"
-        if any(_least(size) == 0 for size in tensor.shape):
+        if any(least(size) == 0 for size in tensor.shape):
             return f"{name} may be empty"
     return ""
 
 
-def _least(size: int | torch.SymInt) -> int:
+def least(size: int | torch.SymInt) -> int:
+    """Return the least that a size may be."""
     dim = specs.dim_of(size)
     return dim.min if isinstance(dim, specs.Dim) else dim
 

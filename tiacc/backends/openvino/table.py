@@ -56,16 +56,17 @@ RULES: tuple[Rule, ...] = (
     # -- normalisation ---------------------------------------------------------------------------------------------------------------
     _rule("normalisation", "batch_norm.default", FLOATS, checks.batch_norm),
     _rule("normalisation", "layer_norm.default rms_norm.default", FLOATS, checks.same_dtype),
-    _rule("normalisation", "group_norm.default", FLOATS, checks.same_dtype),
+    _rule("normalisation", "group_norm.default", FLOATS, checks.group_norm),
     _rule("normalisation", "instance_norm.default", FLOATS, checks.instance_norm),
     # -- activations -----------------------------------------------------------------------------------------------------------------
     _rule(
         "activation",
-        "relu.default relu6.default sigmoid.default tanh.default silu.default gelu.default elu.default selu.default celu.default "
+        "relu.default relu6.default sigmoid.default tanh.default silu.default gelu.default selu.default celu.default "
         "leaky_relu.default hardswish.default hardsigmoid.default hardtanh.default mish.default softplus.default log_sigmoid.default "
         "threshold.default hardshrink.default softshrink.default",
         FLOATS,
     ),
+    _rule("activation", "elu.default", FLOATS, checks.elu),
     _rule("activation", "prelu.default", FLOATS, checks.prelu),
     _rule("activation", "glu.default", FLOATS, checks.ranked),
     _rule("activation", "softmax.int log_softmax.int", FLOATS | INTEGERS, checks.softmax, results=FLOATS),
@@ -120,14 +121,14 @@ RULES: tuple[Rule, ...] = (
     _rule("reduction", "amax.default amin.default max.default min.default", NUMBERS, checks.ranked, limit=bounds.FLOATED),
     _rule("reduction", "max.dim min.dim", NUMBERS, checks.ranked, limit=bounds.FLOATED),
     _rule("reduction", "argmax.default argmin.default", NUMBERS, checks.ranked, results=_INT64, limit=bounds.FLOATED),
-    _rule("reduction", "any.default all.default any.dim all.dim any.dims all.dims", NUMBERS | BOOL, checks.ranked, results=BOOL,
+    _rule("reduction", "any.default all.default any.dim all.dim any.dims all.dims", NUMBERS | BOOL, checks.reduced, results=BOOL,
           limit=bounds.FLOATED),
     _rule("reduction", "count_nonzero.default count_nonzero.dim_IntList", NUMBERS | BOOL, checks.ranked, results=_INT64,
           limit=bounds.FLOATED),
     _rule("reduction", "var.default var.dim var.correction std.default std.dim std.correction", FLOATS, checks.variance),
     _rule("reduction", "var_mean.default var_mean.dim var_mean.correction std_mean.default std_mean.dim std_mean.correction", FLOATS,
           checks.variance),
-    _rule("reduction", "logsumexp.default", FLOATS, checks.ranked),
+    _rule("reduction", "logsumexp.default", FLOATS, checks.reduced),
     _rule("reduction", "linalg_vector_norm.default", FLOATS, checks.vector_norm),
     _rule("reduction", "norm.ScalarOpt_dim norm.Scalar frobenius_norm.dim", FLOATS, checks.vector_norm),
     _rule("reduction", "cumsum.default", NUMBERS | BOOL, checks.ranked, results=NUMBERS),
@@ -163,7 +164,7 @@ RULES: tuple[Rule, ...] = (
           checks.fixed_shapes),
     _rule("resampling", "grid_sampler.default grid_sampler_2d.default", _FLOAT32, checks.grid_sampler),
     _rule("resampling", "pixel_shuffle.default pixel_unshuffle.default channel_shuffle.default", EVERYTHING),
-    _rule("resampling", "im2col.default", FLOATS),
+    _rule("resampling", "im2col.default", FLOATS, checks.im2col),
     _rule("resampling", "col2im.default", FLOATS, index_checks.col2im),
     # -- shapes ------------------------------------------------------------------------------------------------------------------------
     _rule("shape", "view.default", EVERYTHING, computed=["size"], ranks=HIGH_RANK),
@@ -186,7 +187,7 @@ RULES: tuple[Rule, ...] = (
     _rule("shape", "unsafe_split.Tensor tensor_split.sections tensor_split.indices", EVERYTHING, checks.splitting),
     _rule("shape", "slice.Tensor", EVERYTHING, checks.ranked, computed=["start", "end"]),
     _rule("shape", "select.int", EVERYTHING, checks.ranked, computed=["index"]),
-    _rule("shape", "narrow.default", EVERYTHING, checks.ranked, computed=["start", "length"]),
+    _rule("shape", "narrow.default", EVERYTHING, checks.narrowed, computed=["start", "length"]),
     _rule("shape", "select_scatter.default slice_scatter.default", EVERYTHING, checks.placed),
     _rule("shape", "diff.default", NUMBERS, checks.diff),
     _rule("shape", "flip.default fliplr.default flipud.default roll.default rot90.default", EVERYTHING, checks.ranked),

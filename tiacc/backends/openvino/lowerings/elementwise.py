@@ -8,20 +8,74 @@ from typing import Any
 import torch
 from torch import fx
 
-from tiacc.backends.openvino.lowering import Emitter, lowers
+from tiacc.backends.openvino.lowering import Emitter, common_dtype, is_number, lowers
 from tiacc.backends.openvino.lowerings.common import value_of
 
 aten = torch.ops.aten
 
 
+SMALL = 0.02
+"""Below this, in float32, three terms of a series are nearer to ``log(1 + x)`` and ``exp(x) - 1`` than these formulas."""
+
+
+def _precise_near_zero(emit: Emitter, x: fx.Node, far: fx.Node, *terms: float) -> fx.Node:
+    """Write ``x + terms[0] x² + terms[1] x³`` where x is small, and `far` elsewhere."""
+    series = emit(aten.add.Scalar, emit(aten.mul.Scalar, x, terms[1]), terms[0])
+    series = emit(aten.mul.Tensor, x, emit(aten.add.Scalar, emit(aten.mul.Tensor, x, series), 1))
+    return emit(aten.where.self, emit(aten.lt.Scalar, emit(aten.abs.default, x), SMALL), series, far)
+
+
+@lowers("log1p.default")
+def _log1p(emit: Emitter, x: fx.Node) -> fx.Node:
+    return _precise_near_zero(emit, x, emit(aten.log.default, emit(aten.add.Scalar, x, 1)), -1 / 2, 1 / 3)
+
+
+@lowers("expm1.default")
+def _expm1(emit: Emitter, x: fx.Node) -> fx.Node:
+    return _precise_near_zero(emit, x, emit(aten.sub.Scalar, emit(aten.exp.default, x), 1), 1 / 2, 1 / 6)
+
+
+def _log_of_sum(emit: Emitter, greatest: fx.Node, distance: fx.Node) -> fx.Node:
+    """Write ``log(exp(a) + exp(b))``, of the greater of the two and how far they are from each other."""
+    return emit(aten.add.Tensor, greatest, _log1p(emit, emit(aten.exp.default, emit(aten.neg.default, distance))))
+
+
 @lowers("softplus.default")
-def _softplus(emit: Emitter, x: fx.Node, beta: float, threshold: float) -> fx.Node | None:
-    # OpenVINO's SoftPlus is log(1 + exp(x)): it has no beta, and torch's threshold only saves time where both agree to float32.
+def _softplus(emit: Emitter, x: fx.Node, beta: float, threshold: float) -> fx.Node:
+    # OpenVINO's SoftPlus is log(1 + exp(x)), which is 0 and less for an x below -14. torch's threshold only saves time.
+    scaled = x if beta == 1 else emit(aten.mul.Scalar, x, beta)
+    soft = _log_of_sum(emit, emit(aten.relu.default, scaled), emit(aten.abs.default, scaled))
     if beta == 1 and threshold >= 20:
+        return soft
+    return emit(aten.where.self, emit(aten.gt.Scalar, scaled, threshold), x, emit(aten.div.Scalar, soft, beta))
+
+
+@lowers("log_sigmoid.default")
+def _log_sigmoid(emit: Emitter, x: fx.Node) -> fx.Node:
+    negative = emit(aten.neg.default, x)
+    return emit(aten.neg.default, _log_of_sum(emit, emit(aten.relu.default, negative), emit(aten.abs.default, x)))
+
+
+@lowers("logaddexp.default")
+def _logaddexp(emit: Emitter, x: fx.Node, y: fx.Node) -> fx.Node:
+    dtype = value_of(emit.node).dtype
+    x, y = emit.cast(x, dtype), emit.cast(y, dtype)
+    distance = emit(aten.abs.default, emit(aten.sub.Tensor, x, y))
+    distance = emit(aten.masked_fill.Scalar, distance, emit(aten.eq.Tensor, x, y), 0)  # that of two infinities is no number
+    return _log_of_sum(emit, emit(aten.maximum.default, x, y), distance)
+
+
+@lowers("gt.Tensor", "gt.Scalar", "ge.Tensor", "ge.Scalar")
+def _greater(emit: Emitter, x: fx.Node, y: Any) -> fx.Node | None:
+    # In OpenVINO a NaN is greater than any number, and not less.
+    dtype = common_dtype(x, y)
+    if not dtype.is_floating_point or (is_number(y) and not isinstance(y, (int, float))):
         return None
-    scaled = emit(aten.mul.Scalar, x, beta)
-    soft = emit(aten.div.Scalar, emit(aten.softplus.default, scaled), beta)
-    return emit(aten.where.self, emit(aten.gt.Scalar, scaled, threshold), x, soft)
+    y = emit.constant(torch.tensor(y, dtype=dtype)) if is_number(y) else emit.cast(y, dtype)
+    return emit(aten.lt.Tensor if emit.node.target in _STRICT else aten.le.Tensor, y, emit.cast(x, dtype))
+
+
+_STRICT = frozenset({aten.gt.Tensor, aten.gt.Scalar})
 
 
 @lowers("threshold.default")
@@ -167,4 +221,7 @@ def _fmod(emit: Emitter, x: fx.Node, y: Any) -> fx.Node:
 @lowers("to.dtype", "to.device", "to.other", "to.dtype_layout", "type_as.default", "_to_copy.default")
 def _to_its_own_type(emit: Emitter, x: fx.Node, *_: Any) -> fx.Node | None:
     """OpenVINO leaves such a conversion out, and where it made the result of a model of varying sizes, writes to memory that is gone."""
-    return x if value_of(x).dtype == value_of(emit.node).dtype else None
+    dtype = value_of(emit.node).dtype
+    if value_of(x).dtype == dtype:
+        return x
+    return emit(aten.to.dtype, x, dtype) if emit.node.target is aten._to_copy.default else None

@@ -36,7 +36,9 @@ def sum_of_parts(emit: Emitter, x: fx.Node) -> fx.Node | None:
     factors: list[Any] = list(x.args) if is_product else [x]
     if not isinstance(count, int) or not 1 < count <= MAX_PARTS or not any(map(_image_cut_by, factors)):
         return None
-    if any(is_number(factor) or value_of(factor).shape[:2] != value_of(x).shape[:2] for factor in factors):
+    if any(is_number(factor) or value_of(factor).dim() != value_of(x).dim() for factor in factors):
+        return None
+    if any(value_of(factor).shape[:2] != value_of(x).shape[:2] for factor in factors):
         return None
     parts = [_parts(emit, factor, count) for factor in factors]
     terms: list[fx.Node] = [functools.reduce(functools.partial(emit, aten.mul.Tensor), term) for term in zip(*parts)]

@@ -32,6 +32,23 @@ def _index_put(emit: Emitter, x: fx.Node, indices: Sequence[fx.Node | None], val
     return emit(aten.index_put_.default, copy, list(indices), values, accumulate)
 
 
+@lowers("take_along_dim.default")
+def _take_along_dim(emit: Emitter, x: fx.Node, indices: fx.Node, dim: int) -> fx.Node:
+    return emit(aten.gather.default, x, dim % value_of(x).dim(), indices)
+
+
+@lowers("index.Tensor")
+def _index(emit: Emitter, x: fx.Node, indices: Sequence[fx.Node | None]) -> fx.Node | None:
+    # OpenVINO makes one index of several, and only the first of them counts from the end where it is negative.
+    if sum(index is not None for index in indices) < 2:
+        return None
+    return emit(aten.index.Tensor, x, [index and _from_the_start(emit, index, emit.size(x, dim)) for dim, index in enumerate(indices)])
+
+
+def _from_the_start(emit: Emitter, index: fx.Node, size: fx.Node | int) -> fx.Node:
+    return emit(aten.where.self, emit(aten.lt.Scalar, index, 0), emit(aten.add.Scalar, index, size), index)
+
+
 @lowers("as_strided.default")
 def _as_strided(emit: Emitter, x: fx.Node, size: list[int], stride: list[int], offset: int | None) -> fx.Node:
     places = torch.arange(value_of(x).numel()).as_strided(size, stride, offset or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def _pairwise_distance(emit: Emitter, x: fx.Node, y: fx.Node, p: float, eps: flo
 
 
 @lowers("scaled_dot_product_attention.default")
-def _grouped_attention(
+def _attention(
     emit: Emitter,
     query: fx.Node,
     key: fx.Node,
@@ -71,13 +72,19 @@ def _grouped_attention(
     scale: float | None,
     enable_gqa: bool = False,
 ) -> fx.Node | None:
-    if not enable_gqa:
+    if enable_gqa:
+        heads = int(value_of(query).shape[-3])
+        key, value = (
+            emit(aten.repeat_interleave.self_int, item, heads // int(value_of(item).shape[-3]), -3) for item in (key, value)
+        )
+    elif mask is None:
         return None
-    heads = int(value_of(query).shape[-3])
-    key, value = (
-        emit(aten.repeat_interleave.self_int, item, heads // int(value_of(item).shape[-3]), -3) for item in (key, value)
-    )
-    return emit(aten.scaled_dot_product_attention.default, query, key, value, mask, 0.0, is_causal, scale=scale)
+    mixed = emit(aten.scaled_dot_product_attention.default, query, key, value, mask, 0.0, is_causal, scale=scale)
+    if mask is None:
+        return mixed
+    # Where all is masked, torch gives zeros, and OpenVINO what is no number.
+    is_read = mask if value_of(mask).dtype == torch.bool else emit(aten.ne.Scalar, mask, -math.inf)
+    return emit(aten.masked_fill.Scalar, mixed, emit(aten.logical_not.default, emit(aten.any.dim, is_read, -1, True)), 0)
 
 
 @lowers("_transformer_encoder_layer_fwd.default")

@@ -25,6 +25,17 @@ def _matrix_transpose(emit: Emitter, x: fx.Node) -> fx.Node:
     return emit(aten.transpose.int, x, -2, -1)
 
 
+@lowers("numpy_T.default")
+def _reversed(emit: Emitter, x: fx.Node) -> fx.Node | None:
+    rank = value_of(x).dim()
+    return emit(aten.permute.default, x, list(reversed(range(rank)))) if rank > 2 else None
+
+
+@lowers("unfold.default")
+def _unfold(emit: Emitter, x: fx.Node, dim: int, size: int, step: int) -> fx.Node:
+    return emit(aten.unfold.default, x, dim % value_of(x).dim(), size, step)  # OpenVINO counts no dimension from the end here
+
+
 @lowers("ravel.default")
 def _ravel(emit: Emitter, x: fx.Node) -> fx.Node:
     return emit(aten.reshape.default, x, [-1])
