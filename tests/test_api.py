@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -504,3 +505,28 @@ def test_nothing_is_left_of_a_model_that_nobody_refers_to(monkeypatch: pytest.Mo
         tiacc.optimize(model, 0, 1, ["2*8"], backend="reference", timing_seconds=0.01)
         gc.collect()
         assert made and not any(envelope() is not None for envelope in made)
+
+
+def test_calls_from_several_threads_leave_the_process_as_it_was() -> None:
+    models = [make(seed) for seed in range(4)]
+    torch.manual_seed(1234)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+
+    def work(place: int) -> torch.jit.ScriptModule:
+        return tiacc.optimize(models[place], 0, 1, ["2*3*8*8"], timing_seconds=0.01, num_threads=1 + place % 2)[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, range(4)))
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for model, optimized in zip(models, found):
+            close(optimized(x), model(x))
+
+
+def test_a_link_to_save_to_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "real.pt").write_bytes(b"old")
+    (tmp_path / "link.pt").symlink_to("real.pt")
+    tiacc.optimize(make(), 0, 1, ["2*3*8*8"], save_path=tmp_path / "link.pt", timing_seconds=0.01)
+    assert (tmp_path / "link.pt").is_symlink()
+    close(torch.jit.load(tmp_path / "real.pt")(torch.ones(2, 3, 8, 8)), make()(torch.ones(2, 3, 8, 8)))

@@ -74,6 +74,11 @@ CASES = {
     "no model": (lambda tmp: {"input_model": None}, InvalidArgumentError, "input_model"),
     "a number as model": (lambda tmp: {"input_model": 42}, InvalidArgumentError, "input_model"),
     "a state dict as model": (lambda tmp: {"input_model": Net().state_dict()}, InvalidArgumentError, "input_model"),
+    "a module that cannot be copied": (
+        lambda tmp: {"input_model": torch.nn.utils.weight_norm(torch.nn.Conv2d(3, 4, 3))},
+        ImportGraphError,
+        "input_model cannot be copied.*weight_norm",
+    ),
     "a model without forward": (
         lambda tmp: {"input_model": torch.jit.script(torch.nn.LSTM(8, 8))},
         InvalidArgumentError,
@@ -150,10 +155,14 @@ CASES = {
     "another suffix": (lambda tmp: {"save_path": str(tmp / "out.onnx")}, InvalidArgumentError, r"save_path.*out\.onnx"),
     "a missing folder": (lambda tmp: {"save_path": str(tmp / "missing" / "out.pt")}, InvalidArgumentError, "save_path.*missing"),
     "a folder to save to": (lambda tmp: {"save_path": str((tmp / "folder.pt").mkdir() or tmp / "folder.pt")}, TiaccError, r"folder\.pt"),
+    "a name too long to save to": (lambda tmp: {"save_path": str(tmp / f"{'a' * 300}.pt")}, InvalidArgumentError, "save_path.*is no path"),
+    "no name to save to": (lambda tmp: {"save_path": "a\0b.pt"}, InvalidArgumentError, "save_path.*is no path"),
     "a number to save to": (lambda tmp: {"save_path": 3}, InvalidArgumentError, "save_path"),
     # options
     "an unknown option": (lambda tmp: {"tolerence": 1}, InvalidArgumentError, "did you mean 'tolerance'"),
     "options of another type": (lambda tmp: {"options": {"seed": 1}}, InvalidArgumentError, "options is of type dict"),
+    "more threads than there are": (lambda tmp: {"num_threads": 10**6}, InvalidArgumentError, "num_threads is 1000000.*at most"),
+    "levels in an array": (lambda tmp: {"optimization_level": torch.tensor([0, 1])}, InvalidArgumentError, "optimization_level"),
     "an option out of range": (lambda tmp: {"num_threads": 0}, InvalidArgumentError, "num_threads is 0"),
     "an unknown method": (lambda tmp: {"keep_methods": "encode"}, InvalidArgumentError, "keep_methods has 'encode', .* it has forward"),
     "an unknown backend": (lambda tmp: {"backend": "openvin"}, RegistryError, "no backend is named 'openvin'"),

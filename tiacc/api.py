@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any
 
@@ -27,9 +30,20 @@ AUTO_BACKENDS: dict[str, tuple[str, ...]] = {"cpu": ("openvino",), "cuda": ("ten
 LEAST_BYTES = 64 << 20
 """The size of the weights of a model made in this process from which on `explain` sees to it that torch does not keep a copy of them."""
 
+_one_at_a_time = threading.RLock()
+"""Random state, the number of threads and the filters of warnings are the process's: a call changes them, and puts them back."""
+
 _DEVICES: dict[Any, str] = {0: "cuda", 1: "cpu", "cuda": "cuda", "gpu": "cuda", "cpu": "cpu"}
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Have calls from several threads follow each other."""
+    with _one_at_a_time:
+        yield
+
+
+@_alone()
 @modes.all_off()
 def optimize(
     input_model: str | PathLike[str] | torch.jit.ScriptModule | torch.nn.Module,
@@ -89,6 +103,7 @@ def optimize(
     return output_model, job.report
 
 
+@_alone()
 @modes.all_off()
 def explain(
     input_model: str | PathLike[str] | torch.jit.ScriptModule | torch.nn.Module,
@@ -137,9 +152,13 @@ def check_level(level: Any) -> int:
     Raises:
         InvalidArgumentError: There is no such level.
     """
-    if isinstance(level, bool) or level not in (0, 1):
+    try:
+        number = -1 if isinstance(level, bool) else operator.index(level)
+    except TypeError:
+        number = -1
+    if number not in (0, 1):
         raise InvalidArgumentError(f"optimization_level is {level!r}; give 0 (lossless) or 1 (half precision)")
-    return int(level)
+    return number
 
 
 def check_device(device_type: Any, settings: Options) -> torch.device:

@@ -45,7 +45,7 @@ def load_model(input_model: Any, data: Sequence[Sequence[Any]], *, least_bytes: 
         ImportGraphError: The file is not TorchScript, or the module cannot be traced or copied.
     """
     if isinstance(input_model, (str, os.PathLike)):
-        return _evaluated(_with_forward(_load_file(Path(input_model))))
+        return _evaluated(_with_forward(_load_file(Path(input_model).expanduser())))
     if isinstance(input_model, torch.jit.ScriptModule):
         try:
             model = _with_forward(input_model)
@@ -157,6 +157,11 @@ def check_save_path(save_path: Any) -> Path | None:
     path = Path(save_path).expanduser()
     if path.suffix not in SUFFIXES:
         raise InvalidArgumentError(f"save_path {str(path)!r} must end in {' or '.join(SUFFIXES)}")
+    try:
+        path = path.resolve()  # a link stays one, to the new file
+        path.exists()
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(f"save_path {str(path)!r} is no path: {error}") from error
     if path.is_dir():
         raise InvalidArgumentError(f"save_path {str(path)!r} is a directory; give the path of a file")
     if not path.parent.is_dir():

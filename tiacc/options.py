@@ -287,6 +287,10 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
+MOST_THREADS = 4096
+"""More threads than any machine has; the system refuses far more, to whatever asks next in the process."""
+
+
 def _positive(name: str, value: Any) -> float:
     number = _number(name, value)
     if number == 0:
@@ -294,10 +298,10 @@ def _positive(name: str, value: Any) -> float:
     return number
 
 
-def _count(low: int) -> Callable[[str, Any], int]:
+def _count(low: int, high: int = 2**63 - 1) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
-            raise _wrong(name, value, f"a whole number, at least {low}")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _wrong(name, value, f"a whole number, at least {low}" + (f" and at most {high}" if high < 2**63 - 1 else ""))
         return value
 
     return check
@@ -328,7 +332,7 @@ _NORMALISE: dict[str, Callable[[str, Any], Any]] = {
     "neutral_names": _flag,
     "tuning_seconds": _number,
     "timing_seconds": _optional(_positive),
-    "num_threads": _optional(_count(1)),
+    "num_threads": _optional(_count(1, MOST_THREADS)),
     "seed": _count(0),
     "cache_dir": _cache_dir,
     "verbose": _optional(_flag),

@@ -30,7 +30,13 @@ def trace(module: torch.nn.Module, data: Sequence[Sequence[Any]]) -> tuple[torch
         ImportGraphError: It cannot be traced, or the trace gives something else than the module.
         InvalidArgumentError: The module itself fails.
     """
-    duplicate = copy.deepcopy(module)
+    try:
+        duplicate = copy.deepcopy(module)
+    except Exception as error:  # whatever its parts raise
+        raise ImportGraphError(
+            f"input_model cannot be copied: {models.reason_of(error)}. Remove from it what it computed (as `weight_norm` leaves it) and "
+            f"what holds a file or a lock, or trace it yourself with torch.jit.trace"
+        ) from error
     notes = ["input_model is a torch.nn.Module; it was traced with the first item of the test data"]
     if torch_compat.is_training(duplicate):
         duplicate.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -48,6 +49,39 @@ def test_importing_it_sends_nothing_home() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-300:]
+
+
+FORK = """
+import os, torch
+from tests.helpers import Sketch
+from tiacc.backends.base import BuildSpec
+from tiacc.backends.openvino import OpenVINOBackend
+from tiacc.errors import BackendUnavailableError
+
+sketch, x = Sketch(), torch.ones(3)
+gm = sketch.output(sketch.call(torch.ops.aten.relu.default, sketch.input("x", 3)))
+spec = BuildSpec(tuple(sketch.inputs), tuple(sketch.inputs), torch.device("cpu"))
+engine = OpenVINOBackend().build(gm, spec)
+engine.run([x])
+refused = 0
+child = os.fork()
+if not child:
+    for call in (lambda: engine.run([x]), lambda: OpenVINOBackend().build(gm, spec)):
+        try:
+            call()
+        except BackendUnavailableError as error:
+            refused += "was forked" in str(error)
+    os._exit(refused)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+assert torch.equal(engine.run([x])[0], x)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_of_a_process_that_used_it_is_told_so() -> None:
+    """It would wait for ever for threads that it does not have."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 @pytest.mark.parametrize(

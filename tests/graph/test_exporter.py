@@ -1,4 +1,4 @@
-"""Code that stands in a branch after export does there what it did outside of one."""
+"""What is exported does what it did: in a branch as outside of one, and in each call as in the first."""
 
 from __future__ import annotations
 
@@ -58,3 +58,28 @@ def test_loops_keep_what_they_read_beside_a_guarded_region() -> None:
     with torch.jit.optimized_execution(False):
         for x in (X, X - 10):  # no row is picked of the other: its shape was not seen
             assert_same(outcome(scripted, (x, items)), outcome(loaded, (x, items)))
+
+
+class ReturnsConstants(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("anchors", torch.rand(6, 4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], list[torch.Tensor]]:
+        size = torch.full([4], 2.0)
+        parts = [self.anchors.clone()[: x.size(0)], self.anchors * 2]
+        return torch.relu(x) + 1, self.anchors.clone(), {"size": size, "same": torch.full([4], 2.0)}, parts
+
+
+def test_what_depends_on_nothing_is_new_in_each_call() -> None:
+    """Freezing computes it once, and the caller may write into what it is given."""
+    module = ReturnsConstants().eval()
+    loaded = write_back(import_module(torch.jit.script(module), [SQUARE]))
+    with torch.no_grad():
+        for _ in range(4):  # torch optimizes after the first call
+            assert_same(module(X), loaded(X))
+            result, anchors, sizes, parts = loaded(X)
+            for tensor in (anchors, sizes["size"], *parts):
+                tensor.add_(1)
+            assert_same(sizes["same"], torch.full([4], 2.0))
+            assert_same(result, torch.relu(X) + 1)

@@ -15,6 +15,7 @@ from torch import nn
 from tests.graph.programs import PROGRAMS
 from tiacc.graph import exporter, torch_compat
 from tiacc.graph.importer import Assumed, import_module
+from tiacc.graph.node_importer import MOST_UNROLLED
 from tiacc.graph.regions import ImportResult
 from tiacc.graph.specs import Dim, TensorSpec
 
@@ -377,3 +378,33 @@ def test_dictionaries_that_are_made_by_a_call_are_imported() -> None:
     result = import_module(copy.deepcopy(scripted), [abstract(args[0])])
     assert len(result.regions) == 1 and not result.left
     assert_same(outcome(scripted, args), outcome(write_back(result), args))
+
+
+class Steps(nn.Module):
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for step in range(self.steps):
+            x = x + torch.tanh(x) * 0.001 * step
+        return x.exp()
+
+
+@pytest.mark.parametrize(("steps", "is_unrolled"), [(100, True), (2000, False)])
+def test_a_loop_is_unrolled_if_it_comes_to_few_operators(steps: int, is_unrolled: bool) -> None:
+    """Freezing unrolls a part of it, so that its iterations are not its steps."""
+    scripted = torch.jit.script(Steps(steps).eval())
+    result = import_module(copy.deepcopy(scripted), [TensorSpec((2, 3), torch.float32)])
+    assert bool(result.left) is not is_unrolled
+    assert sum(len(region.graph.graph.nodes) for region in result.regions) < 2 * MOST_UNROLLED
+    x = torch.randn(2, 3)
+    assert_same(scripted(x), write_back(result)(x))
+
+
+def test_what_an_operator_keeps_in_its_node_is_left() -> None:
+    """torch crashes where such an operator is called from Python."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    optimized = torch.jit.optimize_for_inference(torch.jit.script(model))
+    result = import_module(copy.deepcopy(optimized), [TensorSpec((1, 3, 8, 8), torch.float32)])
+    assert "prim::ConstantMKLDNNTensor" in {left.op for left in result.left}

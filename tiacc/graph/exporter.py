@@ -86,6 +86,8 @@ def replace_regions(module: torch.jit.ScriptModule, replacements: Sequence[tuple
     for region, gm in reversed(replacements):  # the last first: a region's inputs are values of the code that comes before it
         _replace_region(graph, region, gm)
     torch_compat.remove_dead_code(graph)
+    for name in module._c._method_names():
+        torch_compat.copy_returned_constants(module._c._get_method(name).graph)
     try:
         torch_compat.lint(graph)
     except RuntimeError as error:

@@ -24,6 +24,9 @@ aten = torch.ops.aten
 LOOP_LIMIT = 512
 """Loops of more iterations than this are not unrolled."""
 
+MOST_UNROLLED = 1024
+"""A loop that comes to more operators than this is not unrolled: backends take long to build so many, and little is gained."""
+
 MARK_LEAVE = "tiacc_leave"
 """The attribute of a node that is not to be tried again: the reason why it stays in TorchScript."""
 
@@ -125,9 +128,11 @@ class NodeImporter(NumberImporter):
         if not isinstance(count, int) or (count > LOOP_LIMIT and condition is True):
             raise CannotImportError("the number of its iterations depends on the input, or is large")
         (body,) = torch_compat.blocks_of(node)
-        mark = self.builder.undo_mark()
+        mark, size = self.builder.undo_mark(), self.builder.size
         try:
             for step in range(min(count, LOOP_LIMIT + 1)):
+                if self.builder.size > size + MOST_UNROLLED:
+                    raise CannotImportError(f"it comes to more than {MOST_UNROLLED} operators")
                 if condition is False:
                     break
                 if condition is not True or step == LOOP_LIMIT:
@@ -151,7 +156,7 @@ class NodeImporter(NumberImporter):
         if number is not UNKNOWN:
             return [number]
         overload = torch_compat.overload_of(node)
-        if overload is None:
+        if overload is None or (kind.startswith("prim::") and not args):  # what it gives is an attribute of the node
             raise CannotImportError("it is not an operator that the importer knows")
         overload, args = as_numbers(usual(overload), args, self.builder)
         if overload is aten.repeat_interleave.self_Tensor:

@@ -70,6 +70,11 @@ class RegionBuilder:
         self._own_containers: dict[int, Any] = {}
         self._undo: list[Callable[[], None]] = []
 
+    @property
+    def size(self) -> int:
+        """How many nodes its graph has."""
+        return len(self._graph.nodes)
+
     def read(self, value: torch_compat.Value) -> Any:
         """Return the abstract value of a TorchScript value in the current region."""
         name = value.unique()

@@ -61,7 +61,9 @@ class OpenVINOEngine:
         Raises:
             InvalidArgumentError: An integer input holds a value that is too large for what is computed with it in 32 bits, or is beyond
                 the end of what is indexed by it.
+            BackendUnavailableError: This process was forked from one that had used OpenVINO.
         """
+        library.check_process()
         for index, low, high in self._ranges:
             _check_range(inputs[index], index, low, high)
         for index, limit in self._limits:

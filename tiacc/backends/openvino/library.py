@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import sys
 import threading
 from functools import lru_cache
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from tiacc.backends.base import SUPPORTED, Support
+from tiacc.errors import BackendUnavailableError
 
 MINIMUM_VERSION = (2026, 0)
 """The first release whose PyTorch frontend this backend was tested with."""
@@ -72,9 +74,43 @@ def openvino() -> Any:
 
 
 @lru_cache(maxsize=1)
-def core() -> Any:
-    """Return the process's ``openvino.Core``."""
+def _core() -> Any:
     return openvino().Core()
+
+
+def core() -> Any:
+    """Return the process's ``openvino.Core``.
+
+    Raises:
+        BackendUnavailableError: This process was forked from one that had used OpenVINO.
+    """
+    check_process()
+    return _core()
+
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = _is_forked or _core.cache_info().currsize > 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def check_process() -> None:
+    """Check that OpenVINO's threads are in this process: a fork has none of them, and would wait for them for ever.
+
+    Raises:
+        BackendUnavailableError: This process was forked from one that had used OpenVINO.
+    """
+    if _is_forked:
+        raise BackendUnavailableError(
+            "this process was forked from one that had used OpenVINO, whose threads are not in it; call the model for the first time "
+            "behind the fork, or start processes by spawn"
+        )
 
 
 @lru_cache(maxsize=1)

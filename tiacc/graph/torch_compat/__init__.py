@@ -32,6 +32,7 @@ from tiacc.graph.torch_compat.scripts import Type as Type
 from tiacc.graph.torch_compat.scripts import Value as Value
 from tiacc.graph.torch_compat.scripts import blocks_of as blocks_of
 from tiacc.graph.torch_compat.scripts import constant_of as constant_of
+from tiacc.graph.torch_compat.scripts import copy_returned_constants as copy_returned_constants
 from tiacc.graph.torch_compat.scripts import forward_arguments as forward_arguments
 from tiacc.graph.torch_compat.scripts import forward_graph as forward_graph
 from tiacc.graph.torch_compat.scripts import frozen_copy as frozen_copy

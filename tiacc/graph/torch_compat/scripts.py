@@ -319,6 +319,39 @@ def insert_behind(graph: Graph, value: Value, kind: str, number: int) -> None:
         node.insertAfter(place)
 
 
+def copy_returned_constants(graph: Graph) -> None:
+    """Have each call return copies of the constants that a graph returns, or views of: the caller may write into what it is given.
+
+    Freezing computes what depends on nothing, as ``self.anchors.clone()``, once for all calls.
+    """
+    pending, seen = [graph.return_node()], set[int]()
+    while pending:
+        reader = pending.pop()
+        for index, value in enumerate(inputs_of(reader)):
+            maker = value.node()
+            if maker.kind() == "prim::Constant":
+                if isinstance(value.toIValue(), torch.Tensor):
+                    with graph.insert_point_guard(reader):
+                        copied = graph.insertNode(graph.create("aten::clone", [value, graph.insertConstant(None)], 1)).output()
+                        # torch's executor computes a copy of a constant once for all calls too, unless something is written into it.
+                        written = graph.insertNode(graph.create("aten::detach_", [copied], 1)).output()
+                    for made in (copied, written):
+                        made.setType(value.type())
+                    reader.replaceInput(index, written)
+            elif value.unique() not in seen and _hands_on(maker):
+                seen.update(output.unique() for output in outputs_of(maker))
+                pending.extend((maker, *(block.returnNode() for block in blocks_of(maker))))
+
+
+def _hands_on(node: Node) -> bool:
+    """Return whether what a node gives may be, or hold, what it is given."""
+    kind = node.kind()
+    if kind.startswith("prim::"):
+        return kind not in _OPAQUE and kind != "prim::Param"
+    text = node.schema()
+    return text == "(no schema)" or any(result.alias_info is not None for result in torch._C.parse_schema(text).returns)
+
+
 def replace_inputs(node: Node, new: dict[int, Value]) -> None:
     """Replace the inputs of a node, and of those in its blocks, that have the given unique numbers."""
     for index, value in enumerate(inputs_of(node)):
