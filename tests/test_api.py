@@ -530,3 +530,29 @@ def test_a_link_to_save_to_stays_one(tmp_path: Path) -> None:
     tiacc.optimize(make(), 0, 1, ["2*3*8*8"], save_path=tmp_path / "link.pt", timing_seconds=0.01)
     assert (tmp_path / "link.pt").is_symlink()
     close(torch.jit.load(tmp_path / "real.pt")(torch.ones(2, 3, 8, 8)), make()(torch.ones(2, 3, 8, 8)))
+
+
+class Cache(nn.Module):
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("memory", torch.zeros(rows, 8))
+        self.place = 0
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.relu(self.linear(x))
+        self.memory[self.place : self.place + x.shape[0]] = y
+        self.place += x.shape[0]
+        return self.memory[: self.place].sum(0), y
+
+
+@pytest.mark.parametrize("rows", [4, 8, 64])
+def test_a_state_that_takes_so_many_calls_and_no_more(rows: int) -> None:
+    model = torch.jit.script(Cache(rows).eval())
+    optimized, report = tiacc.optimize(model, 0, 1, test_data=[(torch.randn(4, 8),)], timing_seconds=0.05)
+    assert any("again and again" in text for text in report.warnings) == (rows < 8)
+    with torch.no_grad():
+        for _ in range(rows // 4):
+            x = torch.randn(4, 8)
+            for one, other in zip(optimized(x), model(x)):
+                close(one, other)

@@ -45,10 +45,9 @@ def cheaper(job: Job, trial: Trial, file: models.TemporaryModel, seconds: float)
     again = job.make(dataclasses.replace(trial.attempt, distrusted={**trial.attempt.distrusted, **slow}), file)
     if again is not None and not again.failure:
         again.repair, again.error_before = trial.repair, trial.error_before
-        one, other = models.cloned(job.timed_item), models.cloned(job.timed_item)
-        first, second = job.guard.fresh(trial.model), job.guard.fresh(again.model)
+        calls = [job.guard.timed(module, job.timed_item) for module in (trial.model, again.model)]
         with torch.no_grad():
-            before, after = measure.latencies((lambda: first(*one), lambda: second(*other)), job.device, seconds)
+            before, after = measure.latencies(calls, job.device, seconds)
         if after.p50_ms < before.p50_ms:
             for (region, index), reason in slow.items():
                 job.report.actions.append(f"{trial.attempt.name}: segment {region}.{index} was left in Torch: {reason}")

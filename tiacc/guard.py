@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -78,6 +78,22 @@ class Guard:
         """Return a module to be called, whose calls do not change `module`: a copy, where the input model keeps state."""
         return copy.deepcopy(module) if self.keeps_state else module
 
+    def timed(self, module: torch.jit.ScriptModule, item: Item) -> Callable[[], Any]:
+        """Return a call of a module that may be made any number of times: when its state takes no more, it is that of a new copy."""
+        arguments, called = models.cloned(item), self.fresh(module)
+        if not self.keeps_state:
+            return lambda: called(*arguments)
+
+        def call() -> Any:
+            nonlocal called
+            try:
+                return called(*arguments)
+            except Exception:  # noqa: BLE001 - a cache that is full, say; what else is wrong is so again
+                called = self.fresh(module)
+                return called(*arguments)
+
+        return call
+
     @property
     def calls(self) -> list[Item]:
         """All that models are called with: the data, and what tells whether results are stale."""
@@ -99,10 +115,21 @@ class Guard:
         self.references = [models.run_checked(model, item, index) for index, item in enumerate(self.data)]
         self._add_other_shapes(model)
         self.seconds = time.perf_counter() - began
-        self._later = [models.call(model, item) for _ in range(1, self._rounds) for item in self.data]
+        self._run_later(model)
         first, *others = [samples.shapes_of(item) for item in self.data]
         if first not in others:
             self._vary(model)
+
+    def _run_later(self, model: torch.jit.ScriptModule) -> None:
+        """Run the input model on the data again, as long as its state takes that."""
+        try:
+            for _ in range(1, self._rounds):
+                self._later.extend(models.call(model, item) for item in self.data)
+        except Exception as error:  # noqa: BLE001 - the user's model may raise anything
+            self.warnings.append(
+                f"the input model fails when it is called with the test data again and again ({models.reason_of(error)}); its state was "
+                f"compared over {len(self.references) + len(self._later)} calls"
+            )
 
     def calls_before(self, item: Item) -> tuple[int, int]:
         """Return how often the input model, and a candidate that was compared, have been called with the shapes of an item at least."""

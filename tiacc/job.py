@@ -288,8 +288,6 @@ class Job:
     def _time(self, candidate: torch.jit.ScriptModule) -> tuple[Latency, Latency]:
         """Time a model that was compared against the input model, until it is told which of them is faster, or the time is up."""
         self.bar.start("measure")
-        one, other = models.cloned(self.timed_item), models.cloned(self.timed_item)
-        model, candidate = self.guard.fresh(self.model), self.guard.fresh(candidate)
         budget = self.settings.timing_seconds
         soonest = time.perf_counter() + (self._short_seconds if budget is None else budget)
         bars = (LEAST_GAIN, self.settings.require_speedup or LEAST_GAIN)
@@ -299,7 +297,7 @@ class Job:
 
         with torch.no_grad():
             baseline, optimized = measure.latencies(
-                (lambda: model(*one), lambda: candidate(*other)),
+                [self.guard.timed(module, self.timed_item) for module in (self.model, candidate)],
                 self.device,
                 budget or LONGEST_TIMING,
                 called=self.guard.calls_before(self.timed_item),
@@ -363,10 +361,9 @@ class Job:
         return accuracy, [] if accuracy.error <= tolerance else [f"{told}: {accuracy.against(tolerance)}"]
 
     def _time_input(self) -> Latency:
-        item, model = models.cloned(self.timed_item), self.guard.fresh(self.model)
         called, seconds = self.guard.calls_before(self.timed_item)[:1], (self.settings.timing_seconds or LONGEST_TIMING) / 4
         with torch.no_grad():
-            return measure.latencies((lambda: model(*item),), self.device, seconds, called=called)[0]
+            return measure.latencies((self.guard.timed(self.model, self.timed_item),), self.device, seconds, called=called)[0]
 
     def _require_speedup(self) -> None:
         wanted = self.settings.require_speedup
