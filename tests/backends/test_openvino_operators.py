@@ -272,6 +272,17 @@ def test_indices_count_from_the_end(shape: tuple[Any, ...], places: list[list[in
     _agrees(sketch, sketch.call(aten.index.Tensor, x, indices), [*data, *(torch.tensor(place) for place in places if place is not None)])
 
 
+@pytest.mark.parametrize(("first", "second"), [((3, 1, 4), (1, 5, 4)), ((3, 4), (5, 1, 4)), ((3, 4), (3, 1))])
+def test_a_cosine_of_what_is_broadcast(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    sketch = Sketch()
+    inputs = [
+        sketch.input(name, *(Dim(f"n{size}", 2, size, 8) if size in (3, 5) else size for size in shape))
+        for name, shape in (("x", first), ("y", second))
+    ]
+    node = sketch.call(aten.cosine_similarity.default, *inputs, -1, 1e-8)
+    _agrees(sketch, node, [torch.randn(first), torch.randn(second)])
+
+
 @pytest.mark.parametrize("dim", [1, -1])
 def test_a_choice_along_a_dimension(dim: int) -> None:
     sketch = Sketch()

@@ -319,6 +319,19 @@ def test_a_returned_tensor_keeps_its_layout():
     assert run(gm, random_inputs(gm))[0].is_contiguous()
 
 
+def test_the_only_part_of_a_returned_image_is_copied():
+    """As a cache is begun: what is empty and no image makes all of it contiguous."""
+    sketch = Sketch()
+    empty = sketch.constant("empty", torch.empty(0))
+    turned = sketch.call(aten.transpose.int, sketch.input("x", 2, 3, 4, 4), 1, 2)
+    gm = sketch.output(sketch.call(aten.cat.default, [empty, turned], -2))
+    before, x = copy_of(gm), torch.randn(2, 3, 4, 4)
+    assert EliminateIdentities()(gm).changes == 1
+    assert lines(gm)[1] == "cat_default = aten.clone.default(transpose_int, memory_format=torch.contiguous_format)"
+    (got,), (wanted,) = run(gm, [x]), run(before, [x])
+    assert torch.equal(got, wanted) and got.stride() == wanted.stride()
+
+
 def test_fuel_stops_it():
     def make(s, x):
         for _ in range(4):

@@ -155,7 +155,7 @@ def _merge(node: fx.Node, ctx: PassContext, *, is_free: bool) -> bool:
         is_free: Whether its result may be laid out in another way.
     """
     if node.target is aten.cat.default:
-        return (is_free or node.meta["val"].dim() not in IMAGES) and _drop_empty_parts(node, ctx)
+        return (_drop_empty_parts if is_free or node.meta["val"].dim() not in IMAGES else _copy_only_part)(node, ctx)
     inner = node.args[0] if node.args else None
     if not isinstance(inner, fx.Node):
         return False
@@ -189,6 +189,19 @@ def _drop_empty_parts(node: fx.Node, ctx: PassContext) -> bool:
         return False
     node.args, node.kwargs = (kept, arguments.bound(node)["dim"]), {}
     _erase_unread(item for item in tensors if item not in kept)
+    return True
+
+
+def _copy_only_part(node: fx.Node, ctx: PassContext) -> bool:
+    """Have a `cat` of one image and empty parts copy the image: one of these that is no image makes the result contiguous."""
+    tensors = arguments.bound(node)["tensors"]
+    kept = [item for item in tensors if not _is_empty(item)] if isinstance(tensors, (list, tuple)) else []
+    if len(kept) != 1 or kept[0].meta["val"].dtype != node.meta["val"].dtype:
+        return False
+    if all(item.meta["val"].dim() in IMAGES for item in tensors) or not ctx.spend():
+        return False
+    node.target, node.args, node.kwargs = aten.clone.default, (kept[0],), {"memory_format": torch.contiguous_format}
+    _erase_unread(item for item in tensors if item is not kept[0])
     return True
 
 

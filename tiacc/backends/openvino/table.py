@@ -142,8 +142,8 @@ RULES: tuple[Rule, ...] = (
     _rule("pooling", "adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_avg_pool3d.default", FLOATS, checks.adaptive_pool),
     _rule("pooling", "adaptive_max_pool1d.default adaptive_max_pool2d.default adaptive_max_pool3d.default", FLOATS | _INT64,
           checks.adaptive_pool),
-    _rule("pooling", "max_pool1d_with_indices.default max_pool2d_with_indices.default max_pool3d_with_indices.default", FLOATS,
-          checks.max_pool, results=FLOATS | _INT64),
+    _rule("pooling", "max_pool1d_with_indices.default max_pool2d_with_indices.default max_pool3d_with_indices.default",
+          FLOATS - {torch.bfloat16}, checks.max_pool, results=FLOATS | _INT64),
     _rule(
         "resampling",
         "upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec upsample_linear1d.vec upsample_bilinear2d.vec "

@@ -10,6 +10,7 @@ from torch import fx
 
 from tiacc.backends.openvino.lowering import Emitter, lowers
 from tiacc.backends.openvino.lowerings.common import value_of
+from tiacc.graph import torch_compat
 
 aten = torch.ops.aten
 
@@ -17,7 +18,7 @@ aten = torch.ops.aten
 def _blend(emit: Emitter, x: fx.Node, product: fx.Node, beta: float, alpha: float) -> fx.Node:
     product = product if alpha == 1 else emit(aten.mul.Scalar, product, alpha)
     if beta == 0:
-        return emit(aten.expand.default, product, value_of(emit.node).shape)
+        return product
     return emit(aten.add.Tensor, x if beta == 1 else emit(aten.mul.Scalar, x, beta), product)
 
 
@@ -46,12 +47,15 @@ def _inner(emit: Emitter, x: fx.Node, y: fx.Node) -> fx.Node:
 @lowers("cosine_similarity.default")
 def _cosine_similarity(emit: Emitter, x: fx.Node, y: fx.Node, dim: int, eps: float) -> fx.Node:
     def unit(item: fx.Node) -> fx.Node:
-        norm = emit(aten.linalg_vector_norm.default, item, 2, [dim], True)
+        norm = emit(aten.linalg_vector_norm.default, item, 2, [place], True)
         return emit(aten.div.Tensor, item, emit(aten.clamp_min.default, norm, eps))
 
-    shape = torch.broadcast_shapes(value_of(x).shape, value_of(y).shape)
-    x, y = (item if value_of(item).shape == shape else emit(aten.expand.default, item, list(shape)) for item in (x, y))
-    return emit(aten.sum.dim_IntList, emit(aten.mul.Tensor, unit(x), unit(y)), [dim], False)
+    place = dim - max(value_of(x).dim(), value_of(y).dim()) if dim >= 0 else dim
+    sizes = [value_of(item).shape[place] if -place <= value_of(item).dim() else 1 for item in (x, y)]
+    if not torch_compat.same_size(*sizes):  # it is broadcast along the very dimension that the norm is of
+        both = emit(aten.broadcast_tensors.default, [x, y])
+        x, y = emit.item(both, 0), emit.item(both, 1)
+    return emit(aten.sum.dim_IntList, emit(aten.mul.Tensor, unit(x), unit(y)), [place], False)
 
 
 @lowers("pairwise_distance.default")
