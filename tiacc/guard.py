@@ -131,10 +131,15 @@ class Guard:
                 f"compared over {len(self.references) + len(self._later)} calls"
             )
 
+    @property
+    def _called(self) -> list[Item]:
+        """What the input model was called with, call by call: the data as often as it took them."""
+        return (self.data * self._rounds)[: len(self.references) + len(self._later)]
+
     def calls_before(self, item: Item) -> tuple[int, int]:
         """Return how often the input model, and a candidate that was compared, have been called with the shapes of an item at least."""
         shapes = samples.shapes_of(item)
-        count = self._rounds * sum(samples.shapes_of(other) == shapes for other in self.data)
+        count = sum(samples.shapes_of(other) == shapes for other in self._called)
         is_varied = self._varied is not None and samples.shapes_of(self.data[0]) == shapes
         return count + (is_varied and self._varied_reference is not None), count + is_varied
 
@@ -151,7 +156,7 @@ class Guard:
         candidate = self.fresh(candidate)
         accuracy = Accuracy()
         first: Any = None
-        for index, (item, reference) in enumerate(zip(self.data * self._rounds, self.references + self._later)):
+        for index, (item, reference) in enumerate(zip(self._called, self.references + self._later)):
             outputs = _call(candidate, item)
             accuracy = accuracy.worst(self.judge(reference, outputs))
             first = outputs if index == 0 else first

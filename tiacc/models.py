@@ -159,7 +159,8 @@ def check_save_path(save_path: Any) -> Path | None:
         raise InvalidArgumentError(f"save_path {str(path)!r} must end in {' or '.join(SUFFIXES)}")
     try:
         path = path.resolve()  # a link stays one, to the new file
-        path.exists()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
     except (OSError, ValueError) as error:
         raise InvalidArgumentError(f"save_path {str(path)!r} is no path: {error}") from error
     if path.is_dir():

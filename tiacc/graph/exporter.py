@@ -19,6 +19,7 @@ from torch import fx
 from tiacc.errors import ExportError
 from tiacc.graph import specs, torch_compat
 from tiacc.graph.assumptions import Form
+from tiacc.graph.fresh_results import copy_returned_constants
 from tiacc.graph.regions import UNINITIALISED, OutputIndex, Region, RegionInput
 from tiacc.runtime import blob as envelope
 
@@ -87,7 +88,7 @@ def replace_regions(module: torch.jit.ScriptModule, replacements: Sequence[tuple
         _replace_region(graph, region, gm)
     torch_compat.remove_dead_code(graph)
     for name in module._c._method_names():
-        torch_compat.copy_returned_constants(module._c._get_method(name).graph)
+        copy_returned_constants(module._c._get_method(name).graph)
     try:
         torch_compat.lint(graph)
     except RuntimeError as error:

@@ -36,6 +36,7 @@ _SPLITS = frozenset(
     | {aten.unsafe_chunk.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default}
 )
 
+
 class SpliceError(Exception):
     """A branch whose condition is known cannot be imported as a whole: its block shall stand in its place.
 
@@ -188,10 +189,10 @@ class NodeImporter(NumberImporter):
         value = call.meta["val"]
         if isinstance(value, torch.Tensor):
             for base, argument in zip(bases, lowered):
-                if torch_compat.may_alias(overload) and not self.builder.knowledge.samples.shares_as_promised(call, argument):
-                    return [part_of(base, call)]  # a view at some sizes and a copy at others
-                if not _shares_in_any_layout(overload, base, value):
-                    return [part_of(base, call)]  # a view of what is contiguous, which it need not be when it runs
+                if torch_compat.may_alias(overload) and not (
+                    self.builder.knowledge.samples.shares_as_promised(call, argument) and _shares_in_any_layout(overload, base, value)
+                ):
+                    return [part_of(base, call)]  # a view at some sizes or of some layouts, and a copy at others
                 if torch_compat.shares_memory(value, base.value):
                     if base is not args[0]:
                         return [part_of(base, call)]

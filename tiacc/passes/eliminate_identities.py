@@ -181,9 +181,15 @@ def _is_copied(source: fx.Node, reshaped: fx.Node) -> bool:
     return reshaped.target in MAY_COPY and not torch_compat.shares_memory(reshaped.meta["val"], source.meta["val"])
 
 
-def _drop_empty_parts(node: fx.Node, ctx: PassContext) -> bool:
+def _parts_of(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Return what a `cat` joins, as far as that is known, and those parts of it that are not empty."""
     tensors = arguments.bound(node)["tensors"]
-    kept = [item for item in tensors if not _is_empty(item)] if isinstance(tensors, (list, tuple)) else []
+    parts = list(tensors) if isinstance(tensors, (list, tuple)) else []
+    return parts, [item for item in parts if not _is_empty(item)]
+
+
+def _drop_empty_parts(node: fx.Node, ctx: PassContext) -> bool:
+    tensors, kept = _parts_of(node)
     has_its_type = any(item.meta["val"].dtype == node.meta["val"].dtype for item in kept)
     if not has_its_type or len(kept) == len(tensors) or not ctx.spend():
         return False
@@ -194,8 +200,7 @@ def _drop_empty_parts(node: fx.Node, ctx: PassContext) -> bool:
 
 def _copy_only_part(node: fx.Node, ctx: PassContext) -> bool:
     """Have a `cat` of one image and empty parts copy the image: one of these that is no image makes the result contiguous."""
-    tensors = arguments.bound(node)["tensors"]
-    kept = [item for item in tensors if not _is_empty(item)] if isinstance(tensors, (list, tuple)) else []
+    tensors, kept = _parts_of(node)
     if len(kept) != 1 or kept[0].meta["val"].dtype != node.meta["val"].dtype:
         return False
     if all(item.meta["val"].dim() in IMAGES for item in tensors) or not ctx.spend():

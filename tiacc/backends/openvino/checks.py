@@ -13,8 +13,6 @@ from tiacc.graph import specs
 _NEAREST, _REFLECTED = 1, 2
 """The numbers of a mode and of a padding of `grid_sampler`."""
 
-_IMAGE_RANK = 4
-
 _DIMENSIONS = ("dim", "dims", "dim0", "axis0", "source", "dimension")
 
 
@@ -311,7 +309,7 @@ def im2col(call: Call) -> str:
 
 def group_norm(call: Call) -> str:
     """All tensors of one element type; in bfloat16, of images; of sizes that vary, with a dimension behind the channels."""
-    if call.first.dim() < _IMAGE_RANK and call.first.dtype == torch.bfloat16:
+    if call.first.dim() < 4 and call.first.dtype == torch.bfloat16:
         return f"{call.first.dim()} dimensions in bfloat16"
     if call.first.dim() == 2 and fixed_shapes(call):
         return fixed_shapes(call)

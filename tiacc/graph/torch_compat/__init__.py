@@ -24,6 +24,7 @@ from tiacc.graph.torch_compat.operators import parameters as parameters
 from tiacc.graph.torch_compat.operators import shares_memory as shares_memory
 from tiacc.graph.torch_compat.operators import try_fake as try_fake
 from tiacc.graph.torch_compat.operators import written_arguments as written_arguments
+from tiacc.graph.torch_compat.scripts import OPAQUE as OPAQUE
 from tiacc.graph.torch_compat.scripts import Block as Block
 from tiacc.graph.torch_compat.scripts import Function as Function
 from tiacc.graph.torch_compat.scripts import Graph as Graph
@@ -32,7 +33,6 @@ from tiacc.graph.torch_compat.scripts import Type as Type
 from tiacc.graph.torch_compat.scripts import Value as Value
 from tiacc.graph.torch_compat.scripts import blocks_of as blocks_of
 from tiacc.graph.torch_compat.scripts import constant_of as constant_of
-from tiacc.graph.torch_compat.scripts import copy_returned_constants as copy_returned_constants
 from tiacc.graph.torch_compat.scripts import forward_arguments as forward_arguments
 from tiacc.graph.torch_compat.scripts import forward_graph as forward_graph
 from tiacc.graph.torch_compat.scripts import frozen_copy as frozen_copy

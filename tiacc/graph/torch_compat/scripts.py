@@ -86,7 +86,7 @@ def keeps_state(module: torch.jit.ScriptModule) -> bool:
 
 def may_keep_state(graph: Graph) -> bool:
     """Return whether the inlined code of a module, in whatever mode, may change it; a tenth of the work of `keeps_state`."""
-    if any(graph.findAllNodes(kind) for kind in _OPAQUE | {"prim::SetAttr"}):
+    if any(graph.findAllNodes(kind) for kind in OPAQUE | {"prim::SetAttr"}):
         return True
     aliases = graph.alias_db()  # it has code that it does not know write into all that it is given
     attributes = (output for node in graph.findAllNodes("prim::GetAttr") for output in outputs_of(node))
@@ -262,7 +262,7 @@ def blocks_of(node: Node) -> list[Block]:
     return list(node.blocks()) if kind.startswith("prim::") and kind not in _WITHOUT_BLOCKS else []
 
 
-_OPAQUE = frozenset({"prim::CallMethod", "prim::CallFunction", "prim::fork", "prim::awaitable"})
+OPAQUE = frozenset({"prim::CallMethod", "prim::CallFunction", "prim::fork", "prim::awaitable"})
 """The nodes that run code which is not in the graph."""
 
 
@@ -282,7 +282,7 @@ def lint(graph: Graph) -> None:
 
 def written_values(node: Node) -> list[Value]:
     """Return the tensors that a node writes into, or may write into."""
-    if node.kind() in _OPAQUE:
+    if node.kind() in OPAQUE:
         return [value for value in inputs_of(node) if "Tensor" in str(value.type())]
     text = node.schema()
     if text == "(no schema)" or "!" not in text:
@@ -317,39 +317,6 @@ def insert_behind(graph: Graph, value: Value, kind: str, number: int) -> None:
         node.insertBefore(place)
     else:
         node.insertAfter(place)
-
-
-def copy_returned_constants(graph: Graph) -> None:
-    """Have each call return copies of the constants that a graph returns, or views of: the caller may write into what it is given.
-
-    Freezing computes what depends on nothing, as ``self.anchors.clone()``, once for all calls.
-    """
-    pending, seen = [graph.return_node()], set[int]()
-    while pending:
-        reader = pending.pop()
-        for index, value in enumerate(inputs_of(reader)):
-            maker = value.node()
-            if maker.kind() == "prim::Constant":
-                if isinstance(value.toIValue(), torch.Tensor):
-                    with graph.insert_point_guard(reader):
-                        copied = graph.insertNode(graph.create("aten::clone", [value, graph.insertConstant(None)], 1)).output()
-                        # torch's executor computes a copy of a constant once for all calls too, unless something is written into it.
-                        written = graph.insertNode(graph.create("aten::detach_", [copied], 1)).output()
-                    for made in (copied, written):
-                        made.setType(value.type())
-                    reader.replaceInput(index, written)
-            elif value.unique() not in seen and _hands_on(maker):
-                seen.update(output.unique() for output in outputs_of(maker))
-                pending.extend((maker, *(block.returnNode() for block in blocks_of(maker))))
-
-
-def _hands_on(node: Node) -> bool:
-    """Return whether what a node gives may be, or hold, what it is given."""
-    kind = node.kind()
-    if kind.startswith("prim::"):
-        return kind not in _OPAQUE and kind != "prim::Param"
-    text = node.schema()
-    return text == "(no schema)" or any(result.alias_info is not None for result in torch._C.parse_schema(text).returns)
 
 
 def replace_inputs(node: Node, new: dict[int, Value]) -> None:
